@@ -1,19 +1,28 @@
 """Stores and deletes by a principal with a rule; and studies whose visibility changes."""
 
+import contextlib
 import copy
+import itertools
 import json
+import re
+import threading
 
 import pytest
+from hostile_files import SECONDARY_CAPTURE
 from rules_world import Side, file_of, key_of
 
+from streamsrv.events.tail import ChangeTail
 from streamsrv.ingest import store_batch
 from streamsrv.ingest.transaction import Ingest
 from streamsrv.pixels.pool import PixelPool
 from streamsrv.query.attributes import Level
 from streamsrv.query.budget import Budget
 from streamsrv.query.conditions import query_of
-from streamsrv.query.rules import any_of, rule_of
+from streamsrv.query.rules import any_of, limited_to, rule_of
+from streamsrv.server import dimse_ingest
+from streamsrv.settings import Settings
 from streamsrv.store import Store, StoreOptions
+from streamsrv.web.access.principal import Principal, Right
 from streamsrv.wire.answers import Request
 from streamsrv.wire.resources import target_of
 
@@ -36,26 +45,178 @@ def failure(reply):
 
 
 @pytest.mark.parametrize("policy", ["refuse", "accept-identical", "replace"])
-def test_a_store_in_an_invisible_study_tells_nothing_about_it(store, policy):
+def test_an_instance_outside_the_rule_is_refused_everywhere_in_the_same_way(store, policy):
     """The same bytes, whether the instance is there or not, with the same bytes or others."""
     everyone = Side(store, POOL)
-    there, other = key_of(1, 1, 1), key_of(1, 1, 2)
+    there, other, absent = key_of(1, 1, 1), key_of(1, 1, 2), key_of(9)
     assert everyone.put(file_of(there, institution="B")).status == 200
     before = everyone.ask(f"/v2/studies/{there[0]}").body
     side = Side(store, POOL, A, on_duplicate=policy)
     told = set()
-    for key in (there, other):
-        for values in ({"institution": "B"}, {"institution": "A"}, {"institution": None}):
-            for fill in (1, 2):
-                reply = side.put(file_of(key, fill, **values))
-                assert failure(reply) == NOT_AUTHORIZED
-                told.add(reply.text.replace(key[2].encode(), b"UID"))
+    for key, hospital, fill in itertools.product((there, other, absent), ("B", None), (1, 2)):
+        reply = side.put(file_of(key, fill, institution=hospital))
+        assert failure(reply) == NOT_AUTHORIZED
+        told.add(reply.text.replace(key[2].encode(), b"UID").replace(key[0].encode(), b"UID"))
     assert len(told) == 1
-    # The same for an instance outside the rule, in a study that does not exist.
-    absent = key_of(9)
-    assert side.put(file_of(absent, institution="B")).text.replace(absent[2].encode(), b"UID") in told
+    # The only instance that a store within the rule cannot have: one with the same three UIDs.
+    reply = side.put(file_of(there, institution="A"))
+    assert reply.text.replace(there[2].encode(), b"UID").replace(there[0].encode(), b"UID") in told
     assert everyone.ask(f"/v2/studies/{there[0]}").body == before
     assert everyone.ask(f"/v2/studies/{absent[0]}").status == 404
+
+
+# Digests of record ids, boundaries, which follow from them, and times.
+UNEQUAL = re.compile(rb"[0-9a-f]{16,}|, \('Last-Modified', '[^']*'\)")
+
+
+@pytest.mark.parametrize("policy", ["refuse", "replace"])
+def test_stores_in_the_study_of_another_hospital_are_as_on_a_server_without_it(tmp_path, policy):
+    """A and B each store in one study, also in one series. Each has the answers of a server of its own."""
+    texts = {"A": {"patient": "P1", "name": "Doe^A", "date": "20240102", "modality": "CT"}}
+    texts["B"] = {"patient": "P2", "name": "Roe^B", "date": "20230304", "modality": "MR"}
+    rules, numbers = {"A": A, "B": B}, {"A": (1, 2), "B": (3, 4)}
+    with contextlib.ExitStack() as stack:
+        shared, *own = (
+            stack.enter_context(Store.open(tmp_path / name, StoreOptions(min_free=0))) for name in "xAB"
+        )
+        sides = {each: Side(shared, POOL, rules[each], on_duplicate=policy) for each in "AB"}
+        alone = {
+            each: Side(store, POOL, None, on_duplicate=policy) for each, store in zip("AB", own, strict=True)
+        }
+
+        def same(who, act):
+            found, expected = (UNEQUAL.sub(b"", act(side).text) for side in (sides[who], alone[who]))
+            assert found == expected, who
+            return act
+
+        def asked(who):
+            for path in PATHS:
+                same(who, lambda side, path=path: side.ask(f"/v2{path}"))
+
+        other = {"A": "B", "B": "A"}
+        for step in range(2):
+            for who, series in (("A", 1), ("B", 1), ("B", 3), ("A", 2)):
+                file = file_of(key_of(1, series, numbers[who][step]), step, institution=who, **texts[who])
+                for headers in ({}, {"If_None_Match": "*"}, {}):
+                    same(
+                        who, lambda side, file=file, headers=headers: side.put(file, study="1.2.1", **headers)
+                    )
+                asked(who)
+                asked(other[who])
+        assert dict(Side(shared, POOL).ask("/v2/instances").headers)["X-Total-Count"] == "8"
+        one = key_of(1, 1, 1)
+        same("A", lambda side: side.ask(f"/v2/studies/{one[0]}/series/{one[1]}/instances/{one[2]}", "DELETE"))
+        asked("A")
+        asked("B")
+        for who in "BA":
+            same(who, lambda side: side.ask("/v2/studies/1.2.1", "DELETE"))
+            same(who, lambda side: side.ask("/v2/studies/1.2.1", "DELETE"))
+            asked("B")
+            asked("A")
+        assert Side(shared, POOL).ask("/v2/instances").status == 204
+
+
+PATHS = [
+    *("/studies", "/series", "/instances", "/studies/1.2.1/series", "/studies/1.2.1/instances?limit=1"),
+    *(
+        "/studies?PatientID=P1",
+        "/studies?PatientID=P2",
+        "/studies?PatientName=Doe*",
+        "/studies?StudyDate=2023-",
+    ),
+    *("/studies?ModalitiesInStudy=MR", "/series?Modality=CT&limit=1", "/studies?InstitutionName=A"),
+    *(
+        "/instances?SOPInstanceUID=1.2.1.1.1",
+        "/series?SeriesInstanceUID=1.2.1.1",
+        "/studies?orderby=PatientID",
+    ),
+    *(
+        "/studies/1.2.1",
+        "/studies/1.2.1/metadata",
+        "/studies/1.2.1/series/1.2.1.1",
+        "/studies/1.2.1/bulkdata",
+    ),
+    *(
+        "/studies/1.2.1/series/1.2.1.1/instances/1.2.1.1.1",
+        "/studies/1.2.1/series/1.2.1.1/instances/1.2.1.1.3",
+    ),
+    *("/studies/1.2.1/series/1.2.1.1/instances/1.2.1.1.3/frames/1", "/studies/1.2.1/series/1.2.1.3/metadata"),
+    *("/studies/1.2.1/series/1.2.1.1/instances/1.2.1.1.1/bulkdata/00420011",),
+]
+
+
+def test_two_senders_with_rules_store_in_one_new_study_at_once(tmp_path):
+    with Store.open(tmp_path, StoreOptions(min_free=0)) as store:
+        start, replies = threading.Barrier(2), {}
+
+        def put(hospital, rule, series):
+            files = [file_of(key_of(1, series, number), institution=hospital) for number in range(1, 9)]
+            start.wait()
+            replies[hospital] = Side(store, None, rule).put(*files)
+
+        threads = [threading.Thread(target=put, args=each) for each in (("A", A, 1), ("B", B, 2))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert {reply.status for several in replies.values() for reply in several} == {200}
+        for rule, series in ((A, 1), (B, 2)):
+            found = json.loads(Side(store, None, rule).ask("/v2/instances").body)
+            assert [each["0020000E"]["Value"] for each in found] == [[f"1.2.1.{series}"]] * 8
+
+
+def test_a_share_of_a_mixed_study_shows_what_its_maker_sees(store):
+    everyone = Side(store, POOL)
+    for series, hospital in ((1, "A"), (2, "B")):
+        everyone.put(
+            file_of(key_of(1, series), institution=hospital), file_of(key_of(2, series), institution=hospital)
+        )
+    for rule, series in ((A, ["1.2.1.1"]), (B, ["1.2.1.2"]), (None, ["1.2.1.1", "1.2.1.2"])):
+        found = json.loads(Side(store, POOL, limited_to(rule, "1.2.1")).ask("/v2/series").body)
+        assert [each["0020000E"]["Value"][0] for each in found] == series
+
+
+def test_a_view_is_told_of_no_instance_of_others(tmp_path):
+    """Not while their study is mixed, and not when it is no longer."""
+    with Store.open(tmp_path, StoreOptions(min_free=0)) as store:
+        everyone, side = Side(store, None), Side(store, None, A)
+        tail = ChangeTail(store.restricted(A), store, 0)
+        tail.begin(None)
+        told = []
+        for act in (
+            lambda: everyone.put(file_of(key_of(1, 2), institution="B")),
+            lambda: side.put(file_of(key_of(1, 1, 1), institution="A")),
+            lambda: side.put(file_of(key_of(1, 1, 2), institution="A")),
+            lambda: side.put(file_of(key_of(1, 4), institution="A", modality="SR")),
+            lambda: side.ask("/v2/studies/1.2.1/series/1.2.1.1/instances/1.2.1.1.1", "DELETE"),
+            lambda: side.ask("/v2/studies/1.2.1/series/1.2.1.4", "DELETE"),
+            lambda: everyone.ask("/v2/studies/1.2.1/series/1.2.1.2", "DELETE"),
+            lambda: everyone.put(file_of(key_of(1, 3), institution="B")),
+            lambda: everyone.ask("/v2/studies/1.2.1/series/1.2.1.3", "DELETE"),
+        ):
+            assert act().status in (200, 204)
+            feed = side.ask("/v1/changefeed?includeMetadata=false").body
+            assert b"1.2.1.2" not in feed
+            assert b"1.2.1.3" not in feed
+            told += tail.read()
+        expected = [("create", "1.2.1.1.1"), ("create", "1.2.1.1.2"), ("create", "1.2.1.4.1")]
+        expected += [("delete", "1.2.1.1.1"), ("delete", "1.2.1.4.1")]
+        for events in (json.loads(feed), [json.loads(each.data) for each in told]):
+            assert [(each["action"], each["sopInstanceUid"]) for each in events] == expected
+        latest = json.loads(side.ask("/v2/changefeed/latest?includeMetadata=false").body)
+        assert (latest["action"], latest["sopInstanceUid"]) == expected[-1]
+
+
+def test_a_c_store_in_the_study_of_another_hospital(store):
+    Side(store, POOL).put(file_of(key_of(1), institution="B"))
+    ingest_of = dimse_ingest(store, Settings())
+    outcomes = []
+    for key, hospital in ((key_of(1, 2), "A"), (key_of(1, 3), "B"), (key_of(1), "A"), (key_of(2), "B")):
+        ingest = ingest_of(Principal("dimse:X", frozenset((Right.STORE,)), A), (SECONDARY_CAPTURE, key[2]))
+        ingest.begin()
+        ingest.feed(file_of(key, institution=hospital))
+        outcomes.append([each.failure_reason for each in ingest.finish().failed])
+    assert outcomes == [[], [NOT_AUTHORIZED], [NOT_AUTHORIZED], [NOT_AUTHORIZED]]
 
 
 @pytest.mark.parametrize("headers", [{"If_None_Match": "*"}, {"If_Match": "*"}, {"If_Match": '"x"'}])
@@ -81,24 +242,22 @@ def test_stores_and_replacements_within_the_rule(store):
     assert found.body == file_of(key, 2, institution="A")
 
 
-def test_no_store_makes_a_study_that_its_sender_cannot_see(store):
-    """By each alternative alone one of the two could be stored."""
-    side = Side(store, POOL, any_of([A, B]))
-    first, second = key_of(1, 1, 1), key_of(1, 1, 2)
-    assert side.put(file_of(first, institution="A")).status == 200
-    assert failure(side.put(file_of(second, institution="B"))) == NOT_AUTHORIZED
-    assert side.ask(f"/v2/studies/{first[0]}/instances").body.count(b'"00080018"') == 1
-
-
-def test_no_transaction_makes_a_study_that_its_sender_cannot_see(store):
-    """As above, with both instances in one transaction."""
-    side, target = Side(store, POOL, any_of([A, B])), target_of("/v2/studies")
+def test_by_several_rules_each_instance_is_visible_that_one_of_them_shows(store):
+    """Also in one transaction; an instance between two alternatives is refused."""
+    rule = any_of(
+        [rule_of(["InstitutionName=A", "PatientID=1"]), rule_of(["InstitutionName=B", "PatientID=2"])]
+    )
+    side, target = Side(store, POOL, rule), target_of("/v2/studies")
     request = Request("POST", "/v2/studies", (), {"content-type": "application/dicom"}, "http://h/v2", 2)
-    ingests = [side._actions.ingest(request, target) for _ in range(3)]
-    for number, (ingest, hospital) in enumerate(zip(ingests, "ABA", strict=True)):
-        ingest.feed(file_of(key_of(1, 1, number + 1), institution=hospital), stays=True)
+    ingests = [side._actions.ingest(request, target) for _ in range(4)]
+    for number, (ingest, values) in enumerate(zip(ingests, ("A1", "B2", "A2", "B1"), strict=True)):
+        file = file_of(key_of(1, 1, number + 1), institution=values[0], patient=values[1])
+        ingest.feed(file, stays=True)
     results = store_batch(store, ingests)
-    assert [len(result.stored) for result in results] == [1, 0, 1]
+    assert [len(result.stored) for result in results] == [1, 1, 0, 0]
+    assert side.ask("/v2/studies/1.2.1/instances").body.count(b'"00080018"') == 2
+    Side(store, POOL).put(file_of(key_of(1, 2), institution="A", patient="2"))
+    assert side.ask("/v2/studies/1.2.1/instances").body.count(b'"00080018"') == 2
 
 
 def test_answers_of_searches_are_cached_for_one_rule(store):
@@ -124,25 +283,29 @@ def test_short_bodies_of_several_senders_keep_their_rules(store):
     assert [len(result.stored) for result in results] == [1, 0, 1, 0]
 
 
-def test_a_delete_takes_an_invisible_study_for_absent(store):
+def test_a_delete_takes_what_is_invisible_for_absent(store):
     everyone, side = Side(store, POOL), Side(store, POOL, A)
     hidden, mixed = key_of(1), key_of(2)
     everyone.put(file_of(hidden, institution="B"), file_of(mixed, institution="A"))
     everyone.put(file_of(key_of(2, 2), institution="B"))
     told = set()
-    for study, series, uid in (hidden, mixed, key_of(9)):
+    for study, series, uid in (hidden, key_of(9)):
         for path in (f"/studies/{study}", f"/studies/{study}/series/{series}"):
             told.add(side.ask(f"/v2{path}", "DELETE").text)
             told.add(side.ask(f"/v2{path}", "DELETE", If_Match="*").text)
         told.add(side.ask(f"/v2/studies/{study}/series/{series}/instances/{uid}", "DELETE").text)
+    told.add(side.ask("/v2/studies/1.2.2/series/1.2.2.2", "DELETE").text)
+    told.add(side.ask("/v2/studies/1.2.2/series/1.2.2.2/instances/1.2.2.2.1", "DELETE").text)
     assert len(told) == 1
     assert dict(everyone.ask("/v2/instances").headers)["X-Total-Count"] == "3"
-    assert everyone.ask(f"/v2/studies/{mixed[0]}/series/{key_of(2, 2)[1]}", "DELETE").status == 204
+    # Of a mixed study only the visible instances go.
     assert side.ask(f"/v2/studies/{mixed[0]}", "DELETE").status == 204
+    assert side.ask(f"/v2/studies/{mixed[0]}", "DELETE").text in told
+    assert everyone.ask(f"/v2/studies/{mixed[0]}/instances").body.count(b'"00080018"') == 1
 
 
-def test_a_study_that_gets_an_instance_from_outside_disappears_at_once(store):
-    """Also from everything that was remembered; and it comes back with its old answers."""
+def test_an_instance_from_outside_changes_nothing_in_a_study(store):
+    """Also in nothing that was remembered."""
     everyone, side = Side(store, POOL), Side(store, POOL, A)
     key, other = key_of(1), key_of(1, 2)
     everyone.put(file_of(key, institution="A"))
@@ -156,18 +319,17 @@ def test_a_study_that_gets_an_instance_from_outside_disappears_at_once(store):
     ]
     before = [side.ask(path) for path in paths]
     assert [reply.status for reply in before] == [200] * 5
+    everyone.put(file_of(other, institution="B", date="20250101", patient="PB"))
     assert [side.ask(path) for path in paths] == before
-    everyone.put(file_of(other, institution="B"))
-    assert [side.ask(path).status for path in paths] == [204, 204, 404, 404, 404]
     etag = dict(before[2].headers)["ETag"]
-    assert side.ask(study, If_None_Match=etag).status == 404
-    assert everyone.ask(f"{study}/series/{other[1]}", "DELETE").status == 204
-    assert [side.ask(path) for path in paths] == before
+    assert side.ask(study, If_None_Match=etag).status == 304
+    assert everyone.ask(f"{study}/series/{key[1]}", "DELETE").status == 204
+    assert [side.ask(path).status for path in paths] == [204, 204, 404, 404, 404]
 
 
 def test_the_cached_frames_of_an_instance_end_with_its_visibility(store, monkeypatch):
     monkeypatch.setattr("streamsrv.retrieve.cached_frames.SETTLED", -1)
-    everyone, side = Side(store, POOL), Side(store, POOL, A)
+    everyone, side = Side(store, POOL, on_duplicate="replace"), Side(store, POOL, A)
     key = key_of(1)
     everyone.put(file_of(key, institution="A"))
     path = f"/v2/studies/{key[0]}/series/{key[1]}/instances/{key[2]}/frames/1"
@@ -177,6 +339,8 @@ def test_the_cached_frames_of_an_instance_end_with_its_visibility(store, monkeyp
     assert kept.current(kept.version())
     assert Side(store, POOL, B)._actions.cached_frames(request, target_of(path)) is None
     everyone.put(file_of(key_of(1, 2), institution="B"))
+    assert kept.current(kept.version())
+    everyone.put(file_of(key, institution="B"))
     assert not kept.current(kept.version())
 
 

@@ -1,5 +1,6 @@
 """Three principals of three hospitals share one connection with one without a rule. Random requests of all
-routes are compared with a model: no answer holds anything that its principal may not see.
+routes are compared with a model: no answer holds anything that its principal may not see. All of them store
+in the same studies and series: each sees the instances that its rule accepts.
 
 Meanwhile another client stores and deletes. SOAK=20 sends about 10,000 requests."""
 
@@ -137,6 +138,7 @@ class World:
         self.keys[EVERYONE] = site.key("all", "search,read,store,replace,delete")
         self.connection = Connection(site.port)
         self.labels = {}  # key of an instance -> label
+        self.all_labels = {}  # the same, with all that it ever had
         self.etags = {}  # path -> the last one that anybody got
         self.last = None
         self.requests = 0
@@ -153,7 +155,7 @@ class World:
         if what == "again" and self.last is not None:
             request = self.last | {"who": who}
         elif what == "mix":
-            # A study gets an instance of another hospital, or loses it.
+            # A lasting study gets an instance of another hospital, or loses it.
             study, label = LASTING[min(label, C)], label % C + 1
             if number == 1:
                 return self.request("store", EVERYONE, study, 2, 1, label, 0, 0, 0)
@@ -201,36 +203,39 @@ class World:
     def under(self, target):
         return [key for key in self.labels if key[: len(target)] == tuple(target)]
 
-    def sees(self, who, study):
-        return who == EVERYONE or all(self.labels[key] == who for key in self.under((study,)))
+    def visible(self, who, target=()):
+        return [key for key in self.under(target) if who in (EVERYONE, self.labels[key])]
 
-    def visible(self, who):
-        return [key for key in self.labels if self.sees(who, key[0])]
+    def unknown(self, who, *, ever):
+        """UIDs that have no visible instance; with `ever`, those that never had one."""
+        seen = (
+            {key for key, labels in self.all_labels.items() if who in labels} if ever else self.visible(who)
+        )
+        known = {uid for key in seen for uid in key}
+        return {uid for key in self.all_labels for uid in key} - known
 
     def check(self, request, answer):
         who, key, told = request["who"], request["key"], content_of(answer)
-        named = request["path"] + str(request["headers"])
+        named = request["path"] + str(request["headers"]) + (" ".join(key) if request["body"] else "")
         assert answer.status < 500, (request, answer.status, told[:300])
         if who != EVERYONE:
-            hidden = {each[0] for each in self.labels if not self.sees(who, each[0])} - {
-                key[0] if key else ""
-            }
-            for study in (study for study in hidden if study not in named):
-                assert study.encode() not in told, (request, study)
+            told_uids = set(re.findall(rb"1\.2\.8[0-9.]+", told))
+            for uid in self.unknown(who, ever="changefeed" in request["path"]):
+                assert uid in named or uid.encode() not in told_uids, (request["path"], who, uid)
             assert b"1.2.8999" not in told, request
             for label in {A, B, C, OLD, OTHERS} - {who}:
                 assert bytes([16 + label]) * 64 not in told, (request, label)
         if request["method"] == "POST":
             self.stored(request, answer)
         elif request["method"] == "DELETE":
-            gone = self.under(key) if self.sees(who, key[0]) else []
+            gone = self.visible(who, key)
             assert answer.status == (204 if gone else 404), request
             for each in gone:
                 del self.labels[each]
         elif "route" in request and request["route"].kind is Kind.SEARCH:
             self.searched(request, answer)
         elif key:
-            there = bool(self.under(key)) and self.sees(who, key[0])
+            there = bool(self.visible(who, key))
             assert (answer.status != 404) is there or self.has_none(request, answer), (request, answer.status)
             assert there or answer.getheader("ETag") is None
         if answer.getheader("ETag"):
@@ -242,17 +247,18 @@ class World:
 
     def stored(self, request, answer):
         who, key, label = request["who"], request["key"], request["label"]
-        may = who == EVERYONE or (label == who and self.sees(who, key[0]))
+        may = who == EVERYONE or label == who == self.labels.get(key, who)
         assert answer.status == (200 if may else 409), (request["who"], key, label, answer.content)
         if may:
             self.labels[key] = label
+            self.all_labels.setdefault(key, set()).add(label)
         else:
             assert re.findall(rb'"00081197":{"vr":"US","Value":\[(\d+)\]', answer.content) == [b"292"]
 
     def searched(self, request, answer):
         who, depth = request["who"], request["route"].level
         assert answer.status in (200, 204, 206, 304, 400, 406, 416), (request, answer.status)
-        found = {key[:depth] for key in self.visible(who) if key[: len(request["key"])] == request["key"]}
+        found = {key[:depth] for key in self.visible(who, request["key"])}
         total = answer.getheader("X-Total-Count")
         if who != EVERYONE and not request["query"] and answer.status in (200, 204):
             assert total == str(len(found)), (request, sorted(found))

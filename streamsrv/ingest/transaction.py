@@ -98,7 +98,7 @@ class IngestLimits:
 
 _REFUSALS = {
     Outcome.DUPLICATE: AlreadyStored("this SOP instance is already stored"),
-    Outcome.UNAUTHORIZED: NotAuthorized("this client may not store this SOP instance in this study"),
+    Outcome.UNAUTHORIZED: NotAuthorized("this client may not store this SOP instance"),
 }
 
 

@@ -1,9 +1,9 @@
-"""Rules of access: which studies a principal may see.
+"""Rules of access: which instances a principal may see.
 
-Strategy: a rule has alternatives, and each is a set of conditions on a few attributes of studies. They are
+Strategy: a rule has alternatives, and each is a set of conditions on a few attributes of instances. They are
 written as the parameters of a search (conditions.py). An instance meets a condition if every value that it
-has meets it, so an instance without a value does not. A study is visible if one alternative holds for all of
-its instances. So no instance that is added to a study makes it visible to more principals.
+has meets it, so an instance without a value does not. It is visible if one alternative holds for it. So a
+principal sees an instance that it stores within its rule, also in a study with instances of others.
 
 Rules
 - A condition that everything meets is refused: an empty text in a script would open the whole store.
@@ -67,7 +67,7 @@ class RuleCondition:
 
     @property
     def listed(self) -> tuple[Condition, ...]:
-        """The condition of a search whose inverted list holds all visible studies."""
+        """The condition of a search whose inverted list holds all studies with visible instances."""
         return ValueCondition(self.row.path, self.row, self.matcher).listed
 
 
@@ -80,12 +80,12 @@ class Alternative:
 
     @property
     def studies(self) -> frozenset[str] | None:
-        """The only studies that it shows; None if it names none."""
+        """The only studies that it shows instances of; None if it names none."""
         named = [each.values for each in self.conditions if each.compared == STUDY_UID]
         return named[0] if named else None
 
     def accepts(self, study: str, facts: Facts) -> bool:
-        """Whether all values meet all conditions. `facts` are those of one instance or of several."""
+        """Whether all values of an instance meet all conditions."""
         for condition in self.conditions:
             texts = (study,) if condition.compared == STUDY_UID else facts.get(condition.compared)
             if not texts or not all(map(condition.accepts, texts)):
@@ -95,7 +95,7 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """The studies that a principal may see: those that one of the alternatives shows. Hashable."""
+    """The instances that a principal may see: those that one of the alternatives shows. Hashable."""
 
     alternatives: tuple[Alternative, ...] = ()
 
@@ -104,8 +104,13 @@ class Rule:
         """The rule as JSON, from which `rule_from` makes an equal one."""
         return [dict(each.texts) for each in self.alternatives]
 
+    @property
+    def names_modality(self) -> bool:
+        """Whether it compares modalities."""
+        return any(each.compared == MODALITY for one in self.alternatives for each in one.conditions)
+
     def accepts(self, study: str, facts: Facts) -> bool:
-        """Whether one alternative holds for all of these values."""
+        """Whether one alternative holds for an instance."""
         return any(each.accepts(study, facts) for each in self.alternatives)
 
 
@@ -128,12 +133,12 @@ def rule_from(value: object) -> Rule:
 
 
 def any_of(rules: Iterable[Rule]) -> Rule:
-    """Shows each study that one of the rules shows; nothing without rules."""
+    """Shows each instance that one of the rules shows; nothing without rules."""
     return _joined([each for rule in rules for each in rule.alternatives])
 
 
 def limited_to(rule: Rule | None, study: str) -> Rule:
-    """Shows one study, if the rule shows it."""
+    """Shows the instances of one study that the rule shows."""
     if rule is None:
         return rule_of((), (study,))
     return _joined(

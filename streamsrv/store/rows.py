@@ -124,7 +124,7 @@ class Outcome(enum.IntEnum):
     DUPLICATE = 1  # refused: the triple is there already
     IDENTICAL = 2  # the same bytes are there already: accepted, nothing written
     REPLACED = 3  # stored, and the one before is dead
-    UNAUTHORIZED = 4  # refused: the instance, or its study, is outside the rule of the sender
+    UNAUTHORIZED = 4  # refused: outside the rule of the sender, or it would replace one that is
 
 
 class ChangeKind(enum.IntEnum):
@@ -142,3 +142,4 @@ class Change:
     key: InstanceKey
     record_id: bytes
     at: int  # microseconds since 1970, UTC
+    facts: bytes  # digest of the facts that rules of access compare

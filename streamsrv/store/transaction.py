@@ -171,13 +171,10 @@ class Decider:
         if on_duplicate is not None:
             self._policies[body] = on_duplicate
 
-    def ruled(self, portion: Sequence[tuple[Record, New]]) -> set[str]:
-        """The studies that get instances of senders with a rule."""
-        return {new.row.key.study for record, new in portion if record.body in self._rules}
-
     def decide(self, portion: Sequence[tuple[Record, New]], on_duplicate: OnDuplicate) -> Decision:
         """Looks up which instances exist. Sets `replaced` of the records."""
-        outside = self._outside(portion) if self.ruled(portion) else [False] * len(portion)
+        ruled = any(record.body in self._rules for record, _ in portion)
+        outside = self._outside(portion) if ruled else [False] * len(portion)
         existing = self._index.existing([new.row.key for _, new in portion])
         firsts: dict[InstanceKey, Record] = {}
         decision = Decision([], [], [], [])
@@ -201,17 +198,13 @@ class Decider:
         return decision
 
     def _outside(self, portion: Sequence[tuple[Record, New]]) -> list[bool]:
-        return self._index.outside(self.restrictions(portion))
-
-    def restrictions(
-        self, portion: Sequence[tuple[Record, New]]
-    ) -> list[tuple[Rule | None, InstanceKey, bytes]]:
-        """For each instance the rule of its sender, its key and its variant."""
         variants = [each.variant_text for each in prepare([new for _, new in portion])]
-        return [
-            (self._rules.get(record.body), new.row.key, variant)
-            for (record, new), variant in zip(portion, variants, strict=True)
-        ]
+        return self._index.outside(
+            [
+                (self._rules.get(record.body), new.row.key, variant)
+                for (record, new), variant in zip(portion, variants, strict=True)
+            ]
+        )
 
     def _own(self, record: Record, row: InstanceRow | None) -> InstanceRow | None:
         """The row, if an earlier slice of this commit wrote it for the same body."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,12 @@ from index_examples import element, name, new_instance
 from index_model import SERIES_TAGS, STUDY_TAGS, Model
 
 from streamsrv.dicom.instance import JsonDataset
-from streamsrv.query.attributes import Level
-from streamsrv.query.conditions import Query
+from streamsrv.query.attributes import BY_TAG, NEWEST, Level, StudyOrder
+from streamsrv.query.conditions import Query, query_of
+from streamsrv.query.rules import facts_of, rule_of
 from streamsrv.store.index.answers import level_attributes
 from streamsrv.store.index.index import Index
-from streamsrv.store.rows import InstanceKey
+from streamsrv.store.rows import InstanceKey, NewInstance
 
 A = InstanceKey("1.1", "1.1.1", "1.1.1.1")
 B = InstanceKey("1.1", "1.1.1", "1.1.1.2")
@@ -195,3 +198,84 @@ def test_random_operations_agree_with_the_model(index: Index, seed: int) -> None
     delete(index, *model.instances)
     left = {key: count for key, count in index.statistics().items() if count and not key.startswith("bytes")}
     assert set(left) == {"changes", "segments", "about"}
+
+
+RULES = ("StudyDate=20200101-", "ModalitiesInStudy=CT", "PatientID=P1")
+CONDITIONS = (
+    *((), (("StudyDate", "20240131"),), (("StudyDate", "-20101231"),), (("PatientName", "Doe*"),)),
+    *((("ModalitiesInStudy", "MR"),), (("PatientID", "P2"),), (("Modality", "CT"),)),
+    *((("StudyInstanceUID", "1.1,1.3"),), (("SeriesInstanceUID", "1.1.1,1.2.2"),)),
+    (("SOPInstanceUID", "1.1.1.1,1.1.1.2,1.2.2.1"),),
+)
+ORDERS = [
+    NEWEST,
+    *(StudyOrder(BY_TAG[tag], down) for tag in ("00100010", "00080020") for down in (False, True)),
+]
+
+
+def told(index: Index, query: Query) -> tuple[object, ...]:
+    hits = [
+        (
+            (
+                hit.study,
+                hit.study_row.answer,
+                hit.study_row.more,
+                hit.study_row.instances,
+                hit.study_row.series,
+            ),
+            (hit.series, hit.series_row and (hit.series_row.answer, hit.series_row.instances)),
+            (hit.instance, hit.instance_row and hit.instance_row[8:]),
+        )
+        for hit in index.search(query)
+    ]
+    return (hits, index.total(query, 128)) if query.order is NEWEST else (hits,)
+
+
+@pytest.mark.parametrize("text", RULES)
+@pytest.mark.parametrize("most", [100, 2, 0])
+def test_a_view_agrees_with_an_index_of_its_instances(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, most: int
+) -> None:
+    """While few studies are visible, or many; also the rows of the whole agree with an index made again."""
+    monkeypatch.setattr("streamsrv.store.index.few_studies.RuleMemory.most", most)
+    numbers, stored, rule = random.Random(most), dict[InstanceKey, NewInstance](), rule_of([text])
+    keys = [
+        InstanceKey(f"1.{a}", f"1.{a}.{b}", f"1.{a}.{b}.{c}")
+        for a in range(1, 6)
+        for b in (1, 2)
+        for c in (1, 2)
+    ]
+    view, times = index.restricted(rule), iter(numbers.sample(range(1, 999), 200))
+    for step in range(16):
+        chosen = numbers.sample(keys, numbers.randint(1, 6))
+        if step % 4 == 3:
+            delete(index, *(key for key in chosen if key in stored))
+            stored = {key: new for key, new in stored.items() if key not in chosen}
+        else:
+            new = [new_instance(key, next(times), random_attributes(numbers)) for key in chosen]
+            for each in new:
+                each.attributes["00100020"] = element("LO", numbers.choice(["P1", "P2"]))
+            old = [row for row in index.existing(chosen) if row]
+            index.commit(new, segment=1, committed_end=0, replaced=old)
+            stored |= {each.row.key: each for each in new}
+        if step % 3 == 2:
+            visible = [
+                new for key, new in stored.items() if rule.accepts(key.study, facts_of(new.attributes))
+            ]
+            compare(index, stored.values(), tmp_path / f"all{step}", rows=True)
+            compare(view, visible, tmp_path / f"visible{step}")
+
+
+def compare(index: Index, instances: Iterable[NewInstance], folder: Path, *, rows: bool = False) -> None:
+    made = Index.open(folder)
+    made.add_segment()
+    made.commit(list(instances), segment=1, committed_end=0)
+    for database in ("attributes", "studies", "series", "variants") if rows else ():
+        assert list(index.dump(database)) == list(made.dump(database))
+    for level, conditions, order in itertools.product(Level, CONDITIONS, ORDERS):
+        if not conditions or order is NEWEST:
+            query = replace(query_of(level, None, None, conditions), order=order)
+            found, expected = told(index, query), told(made, query)
+            assert found[0] == expected[0], (level, conditions, order)
+            assert found[1:] in (expected[1:], (None,)), (level, conditions)
+    made.close()

@@ -80,11 +80,12 @@ def test_values_that_mean_nothing_are_told() -> None:
     for each in damaged:
         with pytest.raises(StoreCorrupt):
             index_rows.unpack_instance(KEY, each)
-    change = index_rows.pack_change(1, ChangeKind.STORED, 1, bytes(16), b"1\x002\x003")[:-4]
+    change = index_rows.pack_change(1, ChangeKind.STORED, 1, bytes(16), b"facts6", b"1\x002\x003")[:-4]
     key = index_rows.number_key(1)
     with pytest.raises(StoreCorrupt):
         index_rows.unpack_changes(1, index_rows.with_sum(key, b"\x09" + change[1:]))
-    deletions = index_rows.pack_deletions(2, 1, [bytes(16)] * 2, [b"1\x002\x003", b"1\x002\x004"])[:-4]
+    keys = [b"1\x002\x003", b"1\x002\x004"]
+    deletions = index_rows.pack_deletions(2, 1, [bytes(16)] * 2, [b"facts6"] * 2, keys)[:-4]
     for each in (deletions[:12], deletions[:40], deletions[:-2], b""):
         with pytest.raises(StoreCorrupt):
             index_rows.unpack_changes(1, index_rows.with_sum(key, each))
@@ -94,11 +95,13 @@ def test_values_that_mean_nothing_are_told() -> None:
 def test_instances_deleted_together_are_one_row(count: int) -> None:
     keys = sorted(index_rows.triple(InstanceKey("1.2", f"1.3.{n % 3}", f"1.4.{n}")) for n in range(count))
     ids = [number.to_bytes(16, "big") for number in range(count)]
+    facts = [number.to_bytes(6, "little") for number in range(count)]
     last = 5000 + count - 1
-    changes = index_rows.unpack_changes(last, index_rows.pack_deletions(last, 7, ids, keys))
+    changes = index_rows.unpack_changes(last, index_rows.pack_deletions(last, 7, ids, facts, keys))
     assert [change.sequence for change in changes] == list(range(5000, 5000 + count))
     assert [index_rows.triple(change.key) for change in changes] == keys
     assert [change.record_id for change in changes] == ids
+    assert [change.facts for change in changes] == facts
     assert {(change.kind, change.at) for change in changes} == {(ChangeKind.DELETED, 7)}
 
 

@@ -183,14 +183,12 @@ class ObjectTransaction(Transaction):
         failpoints.hit("after-data-sync")
 
     def _commit(self, decision: Decision) -> None:
-        ruled = self._decider.ruled(decision.winners)
         try:
             self._index.commit(
                 [new for _, new in decision.winners],
                 segment=self._segment,
                 committed_end=self._length,
                 replaced=decision.replaced,
-                ruled=self._decider.restrictions(decision.winners) if ruled else (),
             )
         except IndexUnreachable:
             self._named = True  # perhaps

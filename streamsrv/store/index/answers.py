@@ -24,13 +24,22 @@ import orjson
 
 from streamsrv.dicom.instance import JsonDataset, JsonElement
 from streamsrv.query.attributes import QUERY_ATTRIBUTES, Level, Returned, attributes_at
+from streamsrv.query.rules import MODALITY, facts_of
 from streamsrv.query.values import is_empty
-from streamsrv.store.index.rows import LevelRow, instance_answer, json_object
+from streamsrv.store.index.rows import (
+    FACTS_BYTES,
+    OTHER_FACTS_BYTES,
+    VARIANT_BYTES,
+    LevelRow,
+    instance_answer,
+    json_object,
+)
 from streamsrv.store.rows import InstanceKey, InstanceRow
 
 # An attribute whose JSON is longer is left out of search: rows stay small, and LO, PN and SH are far shorter.
 LONGEST_KEPT = 2048
 MOST_ITEMS = 16  # of a kept sequence
+SOP_CLASS = "00080016"
 LONGEST_CACHED = 16 << 10  # bytes of the study and series attributes of an instance
 
 Fragments = dict[str, bytes]  # tag -> its member of the object, `"00100010":{...}`
@@ -134,20 +143,28 @@ def at_level(attributes: JsonDataset, level: Level) -> JsonDataset:
     return {tag: element for tag, element in attributes.items() if tag in names}
 
 
-def variant_of(attributes: JsonDataset) -> tuple[bytes, bytes]:
-    """The study and series attributes of an instance as JSON in the order of the table, and its digest."""
+def variant_of(attributes: JsonDataset, sop_class: str) -> tuple[bytes, bytes]:
+    """The study and series attributes of an instance, and its SOP class, as JSON in the order of the table;
+    and its digest. This begins with a digest of the facts that rules of access compare."""
     # Instances come series by series, so the last results are kept.
-    json_text = orjson.dumps([attributes.get(tag) for tag in _ABOVE])
+    json_text = orjson.dumps([*(attributes.get(tag) for tag in _ABOVE), sop_class])
     return _variant_of(json_text) if len(json_text) <= LONGEST_CACHED else _variant_of.__wrapped__(json_text)
 
 
 @functools.lru_cache(maxsize=256)
 def _variant_of(json_text: bytes) -> tuple[bytes, bytes]:
-    named = zip(_ABOVE, orjson.loads(json_text), strict=True)
-    text = orjson.dumps(
-        kept({tag: element for tag, element in named if element}, (Level.STUDY, Level.SERIES))
+    *elements, sop_class = orjson.loads(json_text)
+    named = zip(_ABOVE, elements, strict=True)
+    attributes = kept({tag: element for tag, element in named if element}, (Level.STUDY, Level.SERIES))
+    attributes[SOP_CLASS] = {"vr": "UI", "Value": [sop_class]}
+    text, facts = orjson.dumps(attributes), facts_of(attributes)
+    modality = facts.pop(MODALITY)
+    parts = (
+        (orjson.dumps(facts), OTHER_FACTS_BYTES),
+        (orjson.dumps(modality), FACTS_BYTES - OTHER_FACTS_BYTES),
+        (text, VARIANT_BYTES - FACTS_BYTES),
     )
-    return text, hashlib.blake2b(text, digest_size=16).digest()
+    return text, b"".join([hashlib.blake2b(part, digest_size=size).digest() for part, size in parts])
 
 
 def compose(fragments: Fragments) -> bytes:

@@ -23,13 +23,13 @@ from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 from streamsrv.dicom.instance import BulkValue
-from streamsrv.errors import CommitConflict, StoreCorrupt, StoreError
-from streamsrv.query.rules import Rule
+from streamsrv.errors import StoreCorrupt, StoreError
 from streamsrv.store.index import answers as index_answers
 from streamsrv.store.index.damage import DamageWriter
-from streamsrv.store.index.levels import Levels, Removed, outside
+from streamsrv.store.index.levels import Levels, Removed
 from streamsrv.store.index.metadata_blobs import BlobPlace, compressed, remove_metadata, share_blobs
 from streamsrv.store.index.rows import (
+    FACTS_BYTES,
     UIDS_AT,
     UNREADABLE,
     VARIANT_AT,
@@ -101,7 +101,7 @@ def prepare(new: Sequence[NewInstance | Prepared]) -> list[Prepared]:
 
 
 def _prepared(new: NewInstance, place: BlobPlace | None) -> Prepared:
-    text, digest = index_answers.variant_of(new.attributes)
+    text, digest = index_answers.variant_of(new.attributes, new.row.sop_class_uid)
     packed = pack_instance(new.row, digest, index_answers.instance_text(new.row, new.attributes))
     metadata = [compressed(new.text)] if new.text and place is None else new.metadata
     key, size = triple(new.row.key), new.size
@@ -175,12 +175,6 @@ class Batch:
         self._account(segment, end=end, dead=dead)
         self.writing = False
 
-    def require_inside(self, new: Sequence[tuple[Rule | None, InstanceKey, bytes]]) -> None:
-        """Raises CommitConflict if an instance is outside the rule of its sender."""
-        self._levels.flush()
-        if any(outside(lambda study: self._get("studies", study), new)):
-            raise CommitConflict("a study was hidden from a sender by another one meanwhile")
-
     def delete(self, rows: Sequence[PackedRow], segment: int, end: int, dead: int) -> int:
         """`rows` in the order of their keys."""
         if segment != NO_SEGMENT:
@@ -190,7 +184,7 @@ class Batch:
         if there:
             gone = self._remove(there)
             self._sequence += len(there)
-            value = pack_deletions(self._sequence, self._at, gone.ids, gone.keys)
+            value = pack_deletions(self._sequence, self._at, gone.ids, gone.facts, gone.keys)
             self._append("changes", number_key(self._sequence), value)
         if segment != NO_SEGMENT:
             self._account(segment, end=end, dead=dead)
@@ -259,7 +253,7 @@ class Batch:
 
     def _store_one(self, prepared: Prepared, kind: ChangeKind, chunks: Sequence[bytes]) -> None:
         row = prepared.row
-        self._change(kind, row, prepared.key)
+        self._change(kind, prepared)
         serial = self._sequence
         self._put("instances", prepared.key, with_serial(serial, prepared.packed))
         for chunk, frame in enumerate(chunks):
@@ -282,9 +276,10 @@ class Batch:
         self.damage.forget(gone.ids)
         return gone
 
-    def _change(self, kind: ChangeKind, row: InstanceRow, key: bytes) -> None:
+    def _change(self, kind: ChangeKind, new: Prepared) -> None:
         self._sequence += 1
-        value = pack_change(self._sequence, kind, self._at, row.record_id, key)
+        facts = new.variant[:FACTS_BYTES]
+        value = pack_change(self._sequence, kind, self._at, new.row.record_id, facts, new.key)
         self._append("changes", number_key(self._sequence), value)
 
     def _forget_changes(self) -> None:
@@ -351,6 +346,7 @@ class Gone(NamedTuple):
 
     keys: Sequence[bytes]
     ids: Sequence[bytes]  # of their records
+    facts: Sequence[bytes]  # their digests
     freed: Mapping[int, int]  # bytes of their payloads by segment
 
 
@@ -391,7 +387,7 @@ class Removal:
         freed: dict[int, int] = defaultdict(int)
         for segment, length in zip(segments, lengths, strict=True):
             freed[segment] += length
-        return Gone(keys, ids, freed)
+        return Gone(keys, ids, [each[:FACTS_BYTES] for each in variants], freed)
 
     def _update_levels(self, keys: Sequence[bytes], values: Sequence[bytes], removed: list[Removed]) -> None:
         for series, start, end in _by_series(keys):

@@ -43,7 +43,7 @@ from streamsrv.store.fileops import FileOps
 from streamsrv.store.index.rows import with_sum, without_sum
 from streamsrv.store.ordered_map import Cursor, OrderedMap, Pair, Transaction
 
-SCHEMA = "2"
+SCHEMA = "3"
 # LMDB of another minor version may have another file format: 1.0 cannot read the files of 0.9.
 FILE_FORMAT = "LMDB {}.{}".format(*lmdb.version())
 

@@ -12,7 +12,9 @@ A process opens a folder once; several processes may have it open at the same ti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 from streamsrv.errors import StoreCorrupt
@@ -26,11 +28,14 @@ from streamsrv.store.index.batch import Batch, Prepared, prepare
 from streamsrv.store.index.damage import DamagedRecord
 from streamsrv.store.index.environment import DATABASES, Environment, dump
 from streamsrv.store.index.few_studies import RuleMemory
+from streamsrv.store.index.levels import StudyPart, facts_under
 from streamsrv.store.index.lists import Lists
 from streamsrv.store.index.reading import ROWS_A_BATCH, Reading
 from streamsrv.store.index.rows import (
+    OTHER_FACTS_BYTES,
     LevelRow,
     PackedRow,
+    apart,
     change_time,
     number_key,
     segment_key,
@@ -86,19 +91,15 @@ class Index(Reading):
         committed_end: int,
         dead_bytes: int = 0,
         replaced: Sequence[InstanceRow] = (),
-        ruled: Sequence[tuple[Rule | None, InstanceKey, bytes]] = (),
     ) -> None:
         """Store all of `new` or none, at most about SLICE_INSTANCES. `dead_bytes` are bytes of `segment` that
-        never lived (voids); bytes of `replaced` instances are counted as dead here. `ruled` are instances as
-        `outside` takes them: raises CommitConflict if one is outside now."""
+        never lived (voids); bytes of `replaced` instances are counted as dead here."""
         prepared = prepare(new)
-
-        def store(batch: Batch) -> None:
-            if ruled:
-                batch.require_inside(ruled)
-            batch.store(prepared, segment, committed_end, dead_bytes, replaced)
-
-        self._writer.submit(store, instances=len(prepared), size=sum(each.size for each in prepared))
+        self._writer.submit(
+            lambda batch: batch.store(prepared, segment, committed_end, dead_bytes, replaced),
+            instances=len(prepared),
+            size=sum(each.size for each in prepared),
+        )
 
     def delete(self, rows: Sequence[PackedRow], *, segment: int, committed_end: int, dead_bytes: int) -> int:
         """Delete instances; returns how many of them were still there. `rows` are a result of `packed`, in
@@ -153,21 +154,31 @@ class Index(Reading):
     def listed(self, attribute: QueryAttribute, form: str, most: int) -> list[tuple[str, LevelRow]] | None:
         """The studies under one normal form of a study attribute, by UID; None if there are more than `most`.
         Long values are listed by their beginning only: the caller compares the rows."""
-        key = term_prefix(attribute) + cut(form)
+        keys = self._terms(term_prefix(attribute) + cut(form))
         with self._reading("looking up studies by a value") as transaction:
-            self._environment.expect_list(transaction, key, most)
+            for key in keys:
+                self._environment.expect_list(transaction, key, most)
             cursor = transaction.cursor(db=self._handles["attributes"])
-            if not cursor.set_key(key):
-                return []
-            if cursor.count() > most:
-                return None
-            rows = [
-                (study.decode(), self._get(transaction, "studies", study)) for study in cursor.iternext_dup()
-            ]
-            found = [
-                (study, value) for study, value in rows if value and self._sees(transaction, study, value)
-            ]
+            found: list[tuple[str, bytes]] = []
+            for key in keys:
+                if not cursor.set_key(key):
+                    continue
+                if cursor.count() > most:
+                    return None
+                found += self._listed(transaction, cursor.iternext_dup(), key)
         return [(study, LevelRow.unpack(value)) for study, value in found]
+
+    def _terms(self, term: bytes) -> Sequence[bytes]:
+        """The terms under which studies are looked up that have this one."""
+        return (term,)
+
+    def _listed(
+        self, transaction: Transaction, studies: Iterable[bytes], term: bytes
+    ) -> Iterator[tuple[str, bytes]]:
+        """The packed rows of those studies under a term that are visible."""
+        for study in studies:
+            if value := self._get(transaction, "studies", study):
+                yield study.decode(), value
 
     @property
     def counts(self) -> bool:
@@ -244,10 +255,14 @@ class Index(Reading):
             while more:
                 several = unpack_changes(int.from_bytes(cursor.key(), "big"), cursor.value())
                 for change in reversed(several):
-                    if self._sees(transaction, change.key.study):
+                    if self._tells(transaction, change):
                         return change
                 more = cursor.prev()
         return None
+
+    def _tells(self, transaction: Transaction, change: Change) -> bool:
+        """Whether the reader may know of a change."""
+        return True
 
     def changes_before(self, at: int) -> int:
         """The sequence of the last change before a time in microseconds since 1970, 0 if there is none. Times
@@ -323,16 +338,53 @@ class Index(Reading):
 
 
 class RestrictedIndex(Index):
-    """Shares everything with its index. Each reading call asks `_sees` in its own transaction. Values of rows
-    that a caller has got this way (frame tables, metadata) need no further decision."""
+    """Shares everything with its index. Each reading call decides in its own transaction. Values of rows that
+    a caller has got this way (frame tables, metadata) need no further decision."""
 
     def __init__(self, index: Index, rule: Rule) -> None:
         self.__dict__.update(index.__dict__)
         self.rule = rule
         self._visibility = Visibility(self._environment, rule, self.rules)
 
-    def _sees(self, transaction: Transaction, study: str, value: bytes | None = None) -> bool:
-        return self._visibility.sees(transaction, study, value)
+    def _visible(self, transaction: Transaction, rows: Iterable[PackedRow]) -> Iterator[PackedRow]:
+        for study, group in groupby(rows, lambda row: row[0].partition(b"\0")[0]):
+            seen = self._visibility.sees(transaction, study.decode())
+            if isinstance(seen, StudyPart):
+                yield from seen.only(group)
+            elif seen:
+                yield from group
+
+    def _under(self, transaction: Transaction, start: bytes, first: bytes, limit: int) -> list[PackedRow]:
+        if not start:  # for maintenance, which is not restricted
+            return super()._under(transaction, start, first, limit)
+        study, _, series = start[:-1].decode().partition("\0")
+        seen = self._visibility.sees(transaction, study)
+        if not seen or (isinstance(seen, StudyPart) and series and series not in seen.series):
+            return []
+        read = partial(super()._under, transaction, start)
+        return seen.under(read, first, limit) if isinstance(seen, StudyPart) else read(first, limit)
+
+    def _instance_in(self, transaction: Transaction, key: bytes) -> bytes | None:
+        value = self._get(transaction, "instances", key)
+        return value if value is not None and self._visibility.shows(transaction, key, value) else None
+
+    def _level(self, transaction: Transaction, study: str, series: str | None, value: bytes) -> bytes | None:
+        seen = self._visibility.sees(transaction, study)
+        if isinstance(seen, StudyPart):
+            return seen.row if series is None else seen.series.get(series)
+        return value if seen else None
+
+    def _terms(self, term: bytes) -> Sequence[bytes]:
+        return term, apart(term)
+
+    def _listed(
+        self, transaction: Transaction, studies: Iterable[bytes], term: bytes
+    ) -> Iterator[tuple[str, bytes]]:
+        view = self._visibility
+        for study, whole in super()._listed(transaction, studies, term):
+            value = view.row(transaction, study, whole)
+            if value and view.lists(transaction, study.encode(), term):
+                yield study, value
 
     def search(self, query: Query, budget: Budget | None = None) -> Iterator[Hit]:
         return Search(self._environment, query, budget or Budget(), self.parsing, self._visibility).hits()
@@ -360,13 +412,25 @@ class RestrictedIndex(Index):
         return row.series if row else 0
 
     def changes(self, after: int = 0, limit: int = ROWS_A_BATCH) -> list[Change]:
-        """Those of studies that are visible now: not the deletion of a whole study."""
+        """Those of instances with the facts of a visible one of their study, except for the modality if the
+        rule does not name it: not the deletion of a whole study."""
         found: list[Change] = []
         while len(found) < limit and (page := super().changes(after, limit)):
             after = page[-1].sequence
-            found += self._visible(page)
+            with self._reading("looking for visible studies") as transaction:
+                told = {study: self._facts(transaction, study) for study in {each.key.study for each in page}}
+            found += [change for change in page if self._compared(change.facts) in told[change.key.study]]
         return found[:limit]
 
-    def _visible(self, page: Sequence[Change]) -> list[Change]:
-        with self._reading("looking for visible studies") as transaction:
-            return [change for change in page if self._sees(transaction, change.key.study)]
+    def _tells(self, transaction: Transaction, change: Change) -> bool:
+        return self._compared(change.facts) in self._facts(transaction, change.key.study)
+
+    def _facts(self, transaction: Transaction, study: str) -> set[bytes]:
+        """The digests of the facts of the visible instances of a study."""
+        seen = self._visibility.sees(transaction, study)
+        if isinstance(seen, StudyPart):
+            return set(map(self._compared, seen.facts))
+        return set(map(self._compared, facts_under(transaction, self._handles, study))) if seen else set()
+
+    def _compared(self, facts: bytes) -> bytes:
+        return facts if self.rule.names_modality else facts[:OTHER_FACTS_BYTES]

@@ -1,7 +1,8 @@
 """The inverted lists of the index: which studies have a value.
 
 Strategy: a list is sorted by normal form, then by UID. A condition accepts some of its forms, and the studies
-under these are collected. A list may hold too many studies, because forms are cut: the row decides.
+under these are collected. A list may hold too many studies, because forms are cut: the row decides. A view
+may see a part of a study, so it also reads the entries that are listed apart (levels.py).
 
 Rules of this file
 - Each batch has its own read transaction, and the next one continues behind the last key.
@@ -11,7 +12,9 @@ Rules of this file
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+import heapq
+import itertools
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from functools import partial
 from typing import Protocol
 
@@ -20,8 +23,8 @@ from streamsrv.query.budget import Budget
 from streamsrv.query.conditions import Condition, Query
 from streamsrv.query.matching import Probe
 from streamsrv.query.values import NORMAL_BYTES
-from streamsrv.store.index.rows import LevelRow
-from streamsrv.store.ordered_map import OrderedMap, Transaction
+from streamsrv.store.index.rows import LevelRow, apart, together
+from streamsrv.store.ordered_map import Cursor, OrderedMap, Transaction
 
 ROWS_A_BATCH = 500
 FIRST_KEYS = 64  # in the first batch, because most ranges are short
@@ -36,15 +39,24 @@ _BETWEEN = b"\xff" * 6  # in no key: before a form are five bytes
 class View(Protocol):
     """The studies that a rule of access shows."""
 
-    def sees(self, transaction: Transaction, study: str, value: bytes | None = None) -> bool:
-        """Whether a study is visible. `value` is its row, if that was read."""
+    def row(self, transaction: Transaction, study: str, value: bytes | None) -> bytes | None:
+        """The row of a study, `value`, as it is without invisible instances; None without visible ones."""
+
+    def shows(self, transaction: Transaction, key: bytes, value: bytes | None = None) -> bool:
+        """Whether a series or an instance that exists is visible."""
+
+    def lists(self, transaction: Transaction, entry: bytes, term: bytes) -> bool:
+        """Whether an entry of the lists counts under this term."""
 
     def hidden(self, transaction: Transaction) -> Container[str] | None:
         """All hidden studies of this version; None if they are not known."""
 
 
 class KnownStudies(Protocol):
-    """The visible studies of a view, or the hidden ones."""
+    """The visible studies of a view, or the hidden ones, and those that are visible in part."""
+
+    @property
+    def parts(self) -> Collection[str]: ...
 
     def visible(self, studies: Iterable[str]) -> list[str]: ...
 
@@ -80,9 +92,11 @@ class Lists:
             cursor = transaction.cursor(db=self._handles["uids"])
             for uid in uids:
                 if cursor.set_key(kind + uid.encode()):
-                    studies = [value.split(b"\0")[0].decode() for value in cursor.iternext_dup()]
+                    entries = list(cursor.iternext_dup())
                     if (view := self._view) is not None:
-                        studies = [study for study in studies if view.sees(transaction, study)]
+                        below = b"\0" + uid.encode()
+                        entries = [each for each in entries if view.shows(transaction, each + below)]
+                    studies = [entry.split(b"\0")[0].decode() for entry in entries]
                     if not self._budget.spend(rows=len(studies)):
                         return found
                     found.update(studies)
@@ -109,28 +123,51 @@ class Lists:
         total = 0
         with self._environment.reading("counting entries") as transaction:
             cursor = transaction.cursor(db=self._handles["attributes"])
-            more = cursor.set_range(low) and cursor.key() <= end
-            while more:
-                count: int = cursor.count()
+            keys = _keys_between(transaction.cursor(db=self._handles["attributes"]), low, end)
+            if self._view is not None:
+                others = transaction.cursor(db=self._handles["attributes"])
+                keys = heapq.merge(keys, map(together, _keys_between(others, apart(low), apart(end))))
+            for key, _ in itertools.groupby(keys):
+                count = cursor.count() if cursor.set_key(key) else 0
                 if self._few is not None and row.tag == ORDERING:
-                    count = self._few.on_date(cursor.key(), count)
+                    count = self._few.on_date(key, count)
                 elif self._view is not None:
                     if self._few is None or count > MOST_COUNTED:
                         return None
-                    count = len(self._few.visible(_STUDIES[row.level](cursor.iternext_dup())))
+                    count = len(self._with_value(transaction, cursor, key, row.level))
                 if count and not most:
                     return None
                 total, most = total + count, most - bool(count)
-                more = cursor.next_nodup() and cursor.key() <= end
         return total
+
+    def _with_value(self, transaction: Transaction, cursor: Cursor, key: bytes, level: Level) -> list[str]:
+        """The studies of the visible entries under a key."""
+        found = list[str]()
+        for at in (key, apart(key)):
+            entries = list(cursor.iternext_dup()) if cursor.set_key(at) else []
+            found += self._visible(transaction, entries, at, level)
+        return found
+
+    def _visible(self, transaction: Transaction, entries: list[bytes], key: bytes, level: Level) -> list[str]:
+        """The studies of those entries under a key that count."""
+        view, few = self._view, self._few
+        assert view is not None
+        assert few is not None
+        found = few.visible(_STUDIES[level](entries))
+        if key != together(key) or (few.parts and any(study in few.parts for study in found)):
+            seen = set(found)
+            pairs = zip(_STUDIES[level](entries), entries, strict=True)
+            found = [study for study, entry in pairs if study in seen and view.lists(transaction, entry, key)]
+        return found
 
     def collect(self, condition: Condition, most: int) -> set[str] | None:
         """The studies that the probes of a condition find in the list of its attribute; None if there are
         more entries than `most`."""
         assert condition.row is not None
         start, found = term_prefix(condition.row), set[str]()
-        for probe in condition.probes():
-            for keys in [[start + probe.low]] if probe.exact else self._keys(start, probe):
+        starts = (start,) if self._view is None else (start, apart(start))
+        for probe, begin in itertools.product(condition.probes(), starts):
+            for keys in [[begin + probe.low]] if probe.exact else self._keys(begin, probe):
                 if not self._take(keys, condition.row.level, found, most):
                     return None
         return found
@@ -139,21 +176,20 @@ class Lists:
         """Collect the studies under these keys; False if they are too many."""
         with self._environment.reading("reading a list of studies") as transaction:
             for key, count, entries in self._environment.lists(transaction, keys, most):
-                studies = _STUDIES[level](entries)
                 if self._few is not None:
                     if len(found) + self._few.least(key, count) > most:
                         return False
                     if not self._budget.spend(hidden=count // 8):
                         return False
-                    visible = self._few.visible(studies)
-                    studies, count = visible, len(visible)
+                    visible = self._visible(transaction, list(entries), key, level)
+                    count = len(visible)
                     if count > most:
                         self._few.note(key, len(set(visible)))
                 if len(found) + count > most:
                     return False
                 if not self._budget.spend(rows=count // 8):
                     return False
-                found.update(studies)
+                found.update(_STUDIES[level](entries) if self._few is None else visible)
         return self._spend(1 + len(keys) // 8)
 
     def _spend(self, rows: int) -> bool:
@@ -185,15 +221,19 @@ class Lists:
                 values = [read.get(study.encode()) for study in batch]
                 if (view := self._view) is not None:
                     pairs = zip(batch, values, strict=True)
-                    values = [
-                        value if value and view.sees(transaction, study, value) else None
-                        for study, value in pairs
-                    ]
+                    values = [view.row(transaction, study, value) for study, value in pairs]
             yield from (
                 (study, LevelRow.unpack(value))
                 for study, value in zip(batch, values, strict=True)
                 if value is not None
             )
+
+
+def _keys_between(cursor: Cursor, low: bytes, end: bytes) -> Iterator[bytes]:
+    more = cursor.set_range(low) and cursor.key() <= end
+    while more:
+        yield cursor.key()
+        more = cursor.next_nodup() and cursor.key() <= end
 
 
 def _accepted(keys: list[bytes], probe: Probe, begin: int) -> list[bytes]:

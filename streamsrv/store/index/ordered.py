@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain
 from typing import NamedTuple, Protocol, TypeAlias
 
-from streamsrv.query.attributes import ORDERING, Level, Position, StudyOrder
+from streamsrv.query.attributes import ORDERING, Level, Position, StudyOrder, forms_of
 from streamsrv.query.budget import Budget
 from streamsrv.query.values import cut
 from streamsrv.store.index.answers import reader_of
 from streamsrv.store.index.lists import END, ROWS_A_BATCH, View
-from streamsrv.store.index.rows import LevelRow
-from streamsrv.store.ordered_map import OrderedMap
+from streamsrv.store.index.rows import LevelRow, apart, together
+from streamsrv.store.ordered_map import OrderedMap, Transaction
 
 StudyRow = tuple[str, LevelRow]
 Place: TypeAlias = tuple[bytes, bytes]  # a key of the list, and the first study under it
@@ -70,6 +72,7 @@ class OrderedStudies:
         self._order = order
         self._dates = order.attribute.tag == ORDERING
         self._sizes = batch_sizes(wanted)
+        self._read = reader_of(Level.STUDY, (order.attribute.tag,))
 
     def walk(self, forms: FormRange, after: Position | None, *, inside: bool) -> Iterator[StudyRow]:
         """The studies behind a position; with `inside` its study is the first one."""
@@ -101,7 +104,7 @@ class OrderedStudies:
     def _entries(
         self, low: bytes, high: bytes, place: Place | None, *, descending: bool
     ) -> Iterator[tuple[bytes, StudyRow]]:
-        """The entries between two keys, from `place` on."""
+        """The entries between two keys, from `place` on. Those of parts of studies may be listed apart."""
         if place is not None and not low <= place[0] <= high:
             # Before the first key everything is read, behind the last one nothing.
             if (place[0] > high) is not descending:
@@ -110,30 +113,28 @@ class OrderedStudies:
         if self.few is not None:
             yield from self._few(self.few.entries(low, high, place, descending=descending))
             return
-        more, view, environment = True, self._view, self._environment
+        more, view = True, self._view
         while more:
             batch: list[tuple[bytes, str, bytes]] = []
             size = self._budget.portion(min(next(self._sizes), self.soon or ROWS_A_BATCH))
             self.soon = max(self.soon - size, 0)
             while more and len(batch) < size:
-                passed, reach = 0, self._budget.reach(size)
-                with environment.reading("walking through studies") as transaction:
+                passed, reach, more = 0, self._budget.reach(size), False
+                with self._environment.reading("walking through studies") as transaction:
                     hidden = () if view is None else view.hidden(transaction)
-                    more = False
-                    for key, entry in environment.entries(
-                        transaction, low, high, place, descending=descending, size=size + 1
-                    ):
+                    walked = self._walked(transaction, low, high, place, descending=descending, size=size + 1)
+                    for key, entry in walked:
                         if len(batch) == size or passed == reach:
                             more = True
                             break
-                        place, study = (key, entry + b"\0"), entry.decode()
-                        value = None
+                        term, study = together(key), entry.decode()
+                        place, value = (term, entry + b"\0"), None
                         if hidden is None or study not in hidden:
                             value = transaction.get(entry, db=self._handles["studies"])
-                        if value is not None and (
-                            hidden is not None or view is None or view.sees(transaction, study, value)
-                        ):
-                            batch.append((key, study, value))
+                        if value is not None and view is not None:
+                            value = self._visible_at(view, transaction, key, study, value)
+                        if value is not None:
+                            batch.append((term, study, value))
                         else:
                             passed += 1
                 if passed and not self._budget.spend(hidden=passed):
@@ -142,6 +143,37 @@ class OrderedStudies:
                 return
             yield from ((key, (study, LevelRow.unpack(value))) for key, study, value in batch)
 
+    def _walked(
+        self,
+        transaction: Transaction,
+        low: bytes,
+        high: bytes,
+        place: Place | None,
+        *,
+        descending: bool,
+        size: int,
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """The entries of the list; in a view, those that are listed apart are at their places."""
+        walk = partial(self._environment.entries, transaction, descending=descending, size=size)
+        found = walk(low, high, place)
+        if self._view is None:
+            return found
+        place = (apart(place[0]), place[1]) if place is not None else None
+        others = walk(apart(low), apart(high), place)
+        first = next(others, None)
+        return found if first is None else _merged(found, chain((first,), others), descending=descending)
+
+    def _visible_at(
+        self, view: View, transaction: Transaction, key: bytes, study: str, value: bytes
+    ) -> bytes | None:
+        """The row of a study, `value`, as it is visible, if the entry under this key counts then."""
+        seen, term = view.row(transaction, study, value), together(key)
+        if seen is None or seen is value:
+            return seen if key == term else None
+        row = self._order.attribute
+        forms = forms_of(row, self._read(LevelRow.unpack(seen)))
+        return seen if any(self._order.start + cut(form) == term for form in forms) else None
+
     def _few(self, entries: Iterator[tuple[bytes, str]]) -> Iterator[tuple[bytes, StudyRow]]:
         view = self._view
         while page := list(itertools.islice(entries, self._budget.portion(next(self._sizes)))):
@@ -149,7 +181,8 @@ class OrderedStudies:
             with self._environment.reading("reading visible studies") as transaction:
                 for key, study in page:
                     value = transaction.get(study.encode(), db=self._handles["studies"])
-                    if value is not None and (view is None or view.sees(transaction, study, value)):
+                    value = view.row(transaction, study, value) if view is not None else value
+                    if value is not None:
                         batch.append((key, study, value))
             if not self._budget.spend(rows=len(batch)):
                 return
@@ -169,8 +202,9 @@ class OrderedStudies:
                         batch = rows
                     else:
                         for number, (study, value) in enumerate(rows, 1):
-                            if view.sees(transaction, study.decode(), value):
-                                batch.append((study, value))
+                            seen = view.row(transaction, study.decode(), value)
+                            if seen is not None:
+                                batch.append((study, seen))
                                 if len(batch) == size:
                                     rows, more = rows[:number], True
                                     break
@@ -183,6 +217,22 @@ class OrderedStudies:
                 row = LevelRow.unpack(value)
                 if value_of(row) is None:
                     yield study.decode(), row
+
+
+def _merged(
+    one: Iterator[tuple[bytes, bytes]], other: Iterator[tuple[bytes, bytes]], *, descending: bool
+) -> Iterator[tuple[bytes, bytes]]:
+    """Entries of two walks in one order."""
+    left, right = next(one, None), next(other, None)
+    while left is not None and right is not None:
+        here, there = together(left[0]), together(right[0])
+        if left[1] < right[1] if here == there else (here > there) is descending:
+            yield left
+            left = next(one, None)
+        else:
+            yield right
+            right = next(other, None)
+    yield from chain((each for each in (left, right) if each is not None), one, other)
 
 
 def batch_sizes(wanted: int) -> Iterator[int]:

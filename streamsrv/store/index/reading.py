@@ -13,16 +13,17 @@ from itertools import chain
 from streamsrv.bounded_cache import SizedCache
 from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.errors import SegmentGone, StoreCorrupt
-from streamsrv.query.rules import Rule
+from streamsrv.query.rules import Rule, facts_of
 from streamsrv.store.index.damage import DamagedRecord, DamageReader
-from streamsrv.store.index.levels import outside
 from streamsrv.store.index.metadata_blobs import BlobRange, BlobReader, BlobTexts, Decompressors, find_blobs
 from streamsrv.store.index.rows import (
     FRAMES_A_CHUNK,
     LevelRow,
     PackedRow,
+    Variant,
     bulk_path_key,
     chunk_key,
+    json_object,
     number_key,
     prefix,
     record_id_of,
@@ -34,6 +35,8 @@ from streamsrv.store.index.rows import (
     unpack_bulk,
     unpack_instance,
     unpacked,
+    variant_key,
+    variant_of,
     without_sum,
 )
 from streamsrv.store.ordered_map import OrderedMap, Transaction
@@ -67,10 +70,19 @@ class Reading:
         value: bytes | None = transaction.get(key, db=self._handles[name])
         return value
 
-    def _sees(self, transaction: Transaction, study: str, value: bytes | None = None) -> bool:
-        """Whether the reader may know of a study. A restricted view decides. `value` is its row, if that was
-        read."""
-        return True
+    # A restricted view decides which instances the reader may know of.
+
+    def _visible(self, transaction: Transaction, rows: Iterable[PackedRow]) -> Iterable[PackedRow]:
+        """Those of the rows of instances that are visible."""
+        return rows
+
+    def _instance_in(self, transaction: Transaction, key: bytes) -> bytes | None:
+        """The packed row of a visible instance."""
+        return self._get(transaction, "instances", key)
+
+    def _level(self, transaction: Transaction, study: str, series: str | None, value: bytes) -> bytes | None:
+        """The packed row of a study or series, `value`, as it is without invisible instances."""
+        return value
 
     def version(self) -> int:
         """A number that every commit of any process changes. While it stays the same, so does all content."""
@@ -84,8 +96,8 @@ class Reading:
         """An instance and, if it has a frame table, the entries of these frames that exist, from one
         transaction."""
         with self._reading("looking up an instance") as transaction:
-            value = self._get(transaction, "instances", triple(key))
-            if value is None or not self._sees(transaction, key.study):
+            value = self._instance_in(transaction, triple(key))
+            if value is None:
                 return None
             row, entries = unpack_instance(key, value), []
             if row.frame_kind is FrameKind.TABLE:
@@ -98,12 +110,11 @@ class Reading:
         with self._reading("looking up instances") as transaction:
             if len(keys) == 1:  # usual: a request with one instance
                 (key,) = keys
-                seen = self._sees(transaction, key.study)
-                value = self._get(transaction, "instances", triple(key)) if seen else None
+                value = self._instance_in(transaction, triple(key))
                 return [unpack_instance(key, value) if value else None]
             cursor = transaction.cursor(db=self._handles["instances"])
-            packed = [triple(key) if self._sees(transaction, key.study) else b"" for key in keys]
-            found = dict(cursor.getmulti([key for key in packed if key]))
+            packed = list(map(triple, keys))
+            found = dict(self._visible(transaction, cursor.getmulti(packed)))
         values = [found.get(key) for key in packed]
         return [
             unpack_instance(key, value) if value else None for key, value in zip(keys, values, strict=True)
@@ -123,15 +134,13 @@ class Reading:
         if series is not None and instance is not None:
             key = InstanceKey(study, series, instance)
             return [] if after is not None and key <= after else self.packed_rows([key])
-        return self._page(prefix(study, series), after, limit, study)
+        return self._page(prefix(study, series), after, limit)
 
     def packed_rows(self, keys: Iterable[InstanceKey]) -> list[PackedRow]:
         """The rows of those instances that exist."""
         with self._reading("looking up instances") as transaction:
             cursor = transaction.cursor(db=self._handles["instances"])
-            seen = [key for key in keys if self._sees(transaction, key.study)]
-            found: list[PackedRow] = cursor.getmulti([triple(key) for key in seen])
-        return found
+            return list(self._visible(transaction, cursor.getmulti(list(map(triple, keys)))))
 
     def lookup(
         self,
@@ -158,21 +167,32 @@ class Reading:
                 if segment_in(value) in segments:
                     yield unpack_instance(split_triple(key), value)
 
-    def _page(
-        self, start: bytes, after: InstanceKey | None, limit: int, study: str | None = None
-    ) -> list[PackedRow]:
+    def _page(self, start: bytes, after: InstanceKey | None, limit: int) -> list[PackedRow]:
         # UIDs hold no byte below 0x2E, so a NUL behind a key is before every later one.
         first = max(triple(after) + b"\0" if after is not None else b"", start)
         with self._reading("paging through instances") as transaction:
-            if study is not None and not self._sees(transaction, study):
-                return []
-            return self._environment.under(transaction, "instances", start, first, limit)
+            return self._under(transaction, start, first, limit)
+
+    def _under(self, transaction: Transaction, start: bytes, first: bytes, limit: int) -> list[PackedRow]:
+        """Visible instances whose keys begin with `start`, from the key `first` on."""
+        return self._environment.under(transaction, "instances", start, first, limit)
 
     def outside(self, new: Sequence[tuple[Rule | None, InstanceKey, bytes]]) -> list[bool]:
-        """Which instances, or studies with them, their senders would not see. Each of `new` is the rule of
-        its sender, its key and its variant; those before it count as stored."""
-        with self._reading("looking up studies of new instances") as transaction:
-            return outside(lambda study: self._get(transaction, "studies", study), new)
+        """Which instances their senders would not see, or would replace without seeing the stored one. Each
+        of `new` is the rule of its sender, its key and its variant."""
+        with self._reading("looking up instances of senders with rules") as transaction:
+            return [
+                rule is not None and self._is_outside(transaction, rule, key, variant)
+                for rule, key, variant in new
+            ]
+
+    def _is_outside(self, transaction: Transaction, rule: Rule, key: InstanceKey, variant: bytes) -> bool:
+        texts = [variant]
+        stored = self._get(transaction, "instances", triple(key))
+        if stored is not None:
+            value = self._get(transaction, "variants", variant_key(key, variant_of(stored)))
+            texts.append(Variant.unpack(value or b"").text)
+        return not all(rule.accepts(key.study, facts_of(json_object(text))) for text in texts)
 
     # -- damage
 
@@ -197,8 +217,9 @@ class Reading:
         name, key = ("studies", study) if series is None else ("series", f"{study}\0{series}")
         with self._reading("counting instances") as transaction:
             value = self._get(transaction, name, key.encode())
-            seen = value is not None and self._sees(transaction, study)
-        return LevelRow.unpack(value) if value is not None and seen else None
+            if value is not None:
+                value = self._level(transaction, study, series, value)
+        return LevelRow.unpack(value) if value is not None else None
 
     # -- values of an instance
 
@@ -280,8 +301,8 @@ class Reading:
 
     def bulk_value(self, key: InstanceKey, path: str) -> BulkValue | None:
         with self._reading("reading a bulk value") as transaction:
-            value = self._get(transaction, "instances", triple(key))
-            if value is None or not self._sees(transaction, key.study):
+            value = self._instance_in(transaction, triple(key))
+            if value is None:
                 return None
             path_key = bulk_path_key(path)
             found = self._get(transaction, "bulk", number_key(serial_of(value)) + path_key)

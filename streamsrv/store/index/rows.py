@@ -7,7 +7,7 @@
     variants    study \\0 series \\0 digest   -> count u64, order of the latest, the attributes as JSON
     studies     study                         -> LevelRow: counts, order of the latest, search answer
     series      study \\0 series              -> LevelRow
-    attributes  level u8, tag u32, normal form -> study, or study \\0 series (several)
+    attributes  level u8, tag u32, normal form -> study, or study \\0 series (several); see `apart`
     uids        "i" instance / "s" series     -> study \\0 series / study (several)
     changes     sequence u64                  -> one change, or several
     damage      record id                     -> a record whose bytes are damaged (damage)
@@ -24,11 +24,12 @@ keys instead of the triple. That saves 180 bytes a key, and the rows land at the
 pages. The *order* of an instance (stored_at, record id) decides which of two is the later one. Unlike the
 serial it survives a rebuild.
 
-A change is kind u8, at u64, record id, key. Instances that were deleted together have one row, under the
-sequence of the last one: a row for each would take ten times the bytes and the work. This row is 255, at u64,
-count u32, length u16 of the common beginning of all keys; then the record ids, that beginning, and the rest
-of each key (\\n between). The log may be bounded: then `about` has the sequence of the first change that is
-kept. The last change always stays, because the next sequence follows from it.
+A change is kind u8, at u64, record id, digest of the facts, key. Instances that were deleted together have
+one row, under the sequence of the last one: a row for each would take ten times the bytes and the work. This
+row is 255, at u64, count u32, length u16 of the common beginning of all keys; then the record ids, the
+digests, that beginning, and the rest of each key (\\n between). The log may be bounded: then `about` has the
+sequence of the first change that is kept. The last change always stays, because the next sequence follows
+from it.
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ from streamsrv.store.segments.records import ID_LENGTH
 FRAMES_A_CHUNK = 1024
 LONGEST_PATH = 400  # of a bulk value, that is part of its key
 _PAIR = 16
+_APART = 0x10  # in the level of a term
 VARIANT_BYTES = 16
+# Of these: equal if the facts for rules of access are; the first ones if all but the modality are.
+FACTS_BYTES, OTHER_FACTS_BYTES = 6, 4
 
 PackedRow: TypeAlias = tuple[bytes, bytes]  # key and value of `instances`
 
@@ -105,7 +109,7 @@ _ROW_NAMES: dict[str, Callable[[bytes], str]] = {
 }
 _SUM = 4
 
-_CHANGE = struct.Struct("<BQ16s")
+_CHANGE = struct.Struct(f"<BQ16s{FACTS_BYTES}s")
 _DELETIONS = struct.Struct("<BQIH")
 _AT = struct.Struct("<xQ")  # in both
 _SEVERAL = 255
@@ -266,6 +270,17 @@ def order_from(order: bytes) -> tuple[int, bytes]:
     return stored_at, record_id
 
 
+def apart(term: bytes) -> bytes:
+    """The term of an entry that is listed apart (levels.py): a part of the study or series may have the
+    value, and the whole has not."""
+    return bytes((term[0] | _APART,)) + term[1:]
+
+
+def together(term: bytes) -> bytes:
+    """The term of the whole."""
+    return bytes((term[0] & ~_APART,)) + term[1:] if term[0] & _APART else term
+
+
 def variant_of(value: bytes | memoryview) -> bytes:
     return bytes(value[VARIANT_AT:_VARIANT_END])
 
@@ -418,11 +433,15 @@ def json_object(text: bytes) -> dict[str, Any]:
     return loaded
 
 
-def pack_change(sequence: int, kind: ChangeKind, at: int, record_id: bytes, key: bytes) -> bytes:
-    return with_sum(number_key(sequence), _CHANGE.pack(kind, at, record_id) + key)
+def pack_change(
+    sequence: int, kind: ChangeKind, at: int, record_id: bytes, facts: bytes, key: bytes
+) -> bytes:
+    return with_sum(number_key(sequence), _CHANGE.pack(kind, at, record_id, facts) + key)
 
 
-def pack_deletions(last: int, at: int, ids: Sequence[bytes], keys: Sequence[bytes]) -> bytes:
+def pack_deletions(
+    last: int, at: int, ids: Sequence[bytes], facts: Sequence[bytes], keys: Sequence[bytes]
+) -> bytes:
     """One row for instances that were deleted together, in the order of their keys; `last` is the sequence of
     the last one."""
     first = keys[0]
@@ -430,7 +449,7 @@ def pack_deletions(last: int, at: int, ids: Sequence[bytes], keys: Sequence[byte
     shared = sum(takewhile(bool, map(operator.eq, first, keys[-1])))
     head = _DELETIONS.pack(_SEVERAL, at, len(keys), shared)
     rest = b"\n".join([key[shared:] for key in keys])
-    return with_sum(number_key(last), b"".join((head, *ids, first[:shared], rest)))
+    return with_sum(number_key(last), b"".join((head, *ids, *facts, first[:shared], rest)))
 
 
 def unpack_changes(sequence: int, stored: bytes) -> list[Change]:
@@ -439,8 +458,8 @@ def unpack_changes(sequence: int, stored: bytes) -> list[Change]:
     try:
         if value[0] == _SEVERAL:
             return _unpack_deletions(sequence, value)
-        kind, at, record_id = _CHANGE.unpack_from(value)
-        return [Change(sequence, ChangeKind(kind), split_triple(value[_CHANGE.size :]), record_id, at)]
+        kind, at, record_id, facts = _CHANGE.unpack_from(value)
+        return [Change(sequence, ChangeKind(kind), split_triple(value[_CHANGE.size :]), record_id, at, facts)]
     except (struct.error, ValueError, TypeError, LookupError) as error:
         raise StoreCorrupt(f"change {sequence} cannot be read") from error
 
@@ -467,10 +486,14 @@ def studies_changed(sequence: int, stored: bytes) -> tuple[int, set[str]]:
 
 def _unpack_deletions(last: int, value: bytes) -> list[Change]:
     _, at, count, rest = _DELETIONS.unpack_from(value)
-    begin = _DELETIONS.size + count * ID_LENGTH
-    ids = (value[place : place + ID_LENGTH] for place in range(_DELETIONS.size, begin, ID_LENGTH))
+    middle = _DELETIONS.size + count * ID_LENGTH
+    begin = middle + count * FACTS_BYTES
+    ids = (value[place : place + ID_LENGTH] for place in range(_DELETIONS.size, middle, ID_LENGTH))
+    facts = (value[place : place + FACTS_BYTES] for place in range(middle, begin, FACTS_BYTES))
     common, keys = value[begin : begin + rest], value[begin + rest :].split(b"\n")
     return [
-        Change(sequence, ChangeKind.DELETED, split_triple(common + key), record_id, at)
-        for sequence, (record_id, key) in enumerate(zip(ids, keys, strict=True), last - count + 1)
+        Change(sequence, ChangeKind.DELETED, split_triple(common + key), record_id, at, of_rules)
+        for sequence, (record_id, of_rules, key) in enumerate(
+            zip(ids, facts, keys, strict=True), last - count + 1
+        )
     ]

@@ -1,6 +1,7 @@
 """The studies that a rule of access shows, remembered from one version of the index to the next.
 
-Strategy: the row of a study has the facts of all its instances (levels.py), and the rule decides on them. The
+Strategy: the row of a study has the facts of all its instances (levels.py), and the rule decides on them. If
+it shows some of them, it decides variant by variant, and the view has the `StudyPart` that it shows. The
 decision is remembered by study. After a commit only the studies of the changes since then are forgotten.
 
 The studies that a rule shows are remembered, with their counts and their orders: a search reads no other
@@ -18,24 +19,33 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Container
+from typing import TypeAlias
 
 import orjson
 
 from streamsrv.errors import StoreCorrupt
-from streamsrv.query.attributes import NEWEST, Level, StudyOrder
+from streamsrv.query.attributes import NEWEST, Level, StudyOrder, terms
 from streamsrv.query.budget import BRIEF_ROWS, Budget
 from streamsrv.query.rules import STUDY_UID, Alternative, Rule, RuleCondition
+from streamsrv.store.index.answers import level_attributes
 from streamsrv.store.index.environment import dump
-from streamsrv.store.index.few_studies import FewInOrder, FewStudies, RuleMemory, place_of
-from streamsrv.store.index.levels import fact_reader
-from streamsrv.store.index.lists import END, Lists
-from streamsrv.store.index.rows import LevelRow, counts_in, number_key, studies_changed
+from streamsrv.store.index.few_studies import (
+    FewInOrder,
+    FewStudies,
+    RuleMemory,
+    Side,
+    StudyRows,
+    place_of,
+    rows_of,
+)
+from streamsrv.store.index.levels import StudyPart, fact_reader, part_of
+from streamsrv.store.index.lists import END, ROWS_A_BATCH, Lists
+from streamsrv.store.index.rows import LevelRow, number_key, studies_changed, together
 from streamsrv.store.ordered_map import OrderedMap, Transaction
-from streamsrv.store.shared_map import SharedMap
 
 # Decisions that are remembered, of 150 bytes each.
-KNOWN = 20_000
-KNOWN_BYTES, KNOWN_AT_ONCE = 150, 1 << 10
+KNOWN, KNOWN_PARTS = 20_000, 1_000
+KNOWN_BYTES, PART_BYTES, KNOWN_AT_ONCE = 150, 8_000, 1 << 10
 # Studies that are decided on to find the visible or hidden ones, in 5 us each.
 MOST_DECIDED = 500_000
 # If a rule hides a study of so many, a search passes hidden ones as fast as it finds the visible ones alone.
@@ -48,15 +58,32 @@ MOST_CHANGES = 1_000
 BROAD_FOR = 10_000
 
 
-def decider(rule: Rule) -> Callable[[str, bytes], bool]:
-    """Decides on a study and its row as `Rule.accepts` does on its facts."""
+Seen: TypeAlias = StudyPart | bool  # of a study: some of its instances, all or none
+Decider: TypeAlias = Callable[[str, bytes], bool | None]
+
+
+def decider(rule: Rule) -> Decider:
+    """Decides on a study and its row as `Rule.accepts` does on the facts of each instance. None if they may
+    differ."""
     alternatives = [[_condition(each) for each in one.conditions] for one in rule.alternatives]
-    return lambda study, value: any(
-        all(accepts(study, value) for accepts in conditions) for conditions in alternatives
-    )
+
+    def decide(study: str, value: bytes) -> bool | None:
+        found: bool | None = False
+        for conditions in alternatives:
+            met: bool | None = True
+            for accepts in conditions:
+                met = accepts(study, value) and met
+                if met is False:
+                    break
+            if met:
+                return True
+            found = found if met is False else None
+        return found
+
+    return decide
 
 
-def _condition(condition: RuleCondition) -> Callable[[str, bytes], bool]:
+def _condition(condition: RuleCondition) -> Decider:
     if condition.compared == STUDY_UID:
         return lambda study, _: condition.accepts(study)
     read, known = fact_reader(condition.compared), dict[bytes, bool]()
@@ -69,9 +96,12 @@ def _condition(condition: RuleCondition) -> Callable[[str, bytes], bool]:
             met = known[text] = condition.accepts(orjson.loads(b'"' + text + b'"'))
         return met
 
-    def accepts(_: str, value: bytes) -> bool:
+    def accepts(_: str, value: bytes) -> bool | None:
         texts = read(value)
-        return bool(texts) and all(map(meets, texts))
+        if len(texts) == 1:
+            return meets(texts[0])
+        met = set(map(meets, texts))
+        return True if met == {True} else None if True in met else False
 
     return accepts
 
@@ -83,10 +113,11 @@ class Visibility:
         self.rule = rule
         self.used = 0.0  # the last time, by the monotonic clock
         self._memory = memory
-        self._accepts = decider(rule)
+        self._decide = decider(rule)
         self._environment = environment
         self._handles = environment.handles
         self._known: dict[str, bool] = {}
+        self._parts: dict[str, StudyPart] = {}
         self._version, self._sequence = -1, 0  # of the decisions
         self._changing = threading.Lock()  # held for a moment only
         self._building = threading.Lock()
@@ -94,43 +125,93 @@ class Visibility:
         self._broad_until = -1
         self._least = 0, 0  # visible studies, and the sequence of the last change then
 
-    def sees(self, transaction: Transaction, study: str, value: bytes | None = None) -> bool:
-        """Whether the study exists and is visible. `value` is its row, if that was read."""
+    def sees(self, transaction: Transaction, study: str, value: bytes | None = None) -> Seen:
+        """The visible part of the study, or whether it exists and is visible. `value` is its row, if that was
+        read."""
         version: int = transaction.id()
-        if value is not None and (hidden := self.hidden(transaction)) is not None:
-            return study not in hidden
+        if value is not None and (few := self._all_hidden(version)) is not None:
+            if study in few.counts:
+                return False
+            if study not in few.parts:
+                return True
         if version > self._version:
             self._forget_changed(transaction, version)
         if version == self._version:
-            known = self._known.get(study)
+            known = self._parts.get(study) or self._known.get(study)
             if known is not None:
                 return known
         if value is None:
             value = transaction.get(study.encode(), db=self._handles["studies"])
-        seen = value is not None and self._accepts(study, value)
+        seen = self._seen(transaction, study, value) if value is not None else False
         if self._changing.acquire(blocking=False):
             if version == self._version:
-                if len(self._known) >= KNOWN:
-                    self._known = {}
-                self._known[study] = seen
+                self._remember(study, seen)
             self._changing.release()
             if len(self._known) % KNOWN_AT_ONCE == 0:
                 self._memory.grown(self)
         return seen
 
+    def row(self, transaction: Transaction, study: str, value: bytes | None) -> bytes | None:
+        """The row of the study, `value`, as it is without invisible instances; None without visible ones."""
+        return _row_of(self.sees(transaction, study, value), value) if value is not None else None
+
+    def shows(self, transaction: Transaction, key: bytes, value: bytes | None = None) -> bool:
+        """Whether a series or instance that exists is visible. `key` is study \0 series, or that and \0
+        instance; `value` is the row of the instance, if that was read."""
+        study, _, below = key.decode().partition("\0")
+        seen = self.sees(transaction, study)
+        if not isinstance(seen, StudyPart):
+            return seen
+        if "\0" not in below:
+            return below in seen.series
+        value = value or transaction.get(key, db=self._handles["instances"])
+        return value is not None and seen.holds(value)
+
+    def lists(self, transaction: Transaction, entry: bytes, term: bytes) -> bool:
+        """Whether an entry of the inverted lists, a study or study \0 series, counts under this term. That of
+        a part counts if the part has the value."""
+        study, _, series = entry.decode().partition("\0")
+        seen = self.sees(transaction, study)
+        if not isinstance(seen, StudyPart):
+            return seen and term == together(term)
+        value = seen.series.get(series) if series else seen.row
+        level = Level.SERIES if series else Level.STUDY
+        return value is not None and together(term) in terms(level, level_attributes(LevelRow.unpack(value)))
+
+    def _seen(self, transaction: Transaction, study: str, value: bytes) -> Seen:
+        seen = self._decide(study, value)
+        if seen is not None:
+            return seen
+        return part_of(transaction, self._handles, study, lambda row: self._decide(study, row) is True)
+
+    def _remember(self, study: str, seen: Seen) -> None:
+        if isinstance(seen, StudyPart):
+            if len(self._parts) >= KNOWN_PARTS:
+                self._parts = {}
+            self._parts[study] = seen
+        else:
+            if len(self._known) >= KNOWN:
+                self._known = {}
+            self._known[study] = seen
+
     @property
     def size(self) -> int:
         """Bytes of memory, about."""
         few = self.latest
-        return len(self._known) * KNOWN_BYTES + (few.size if few is not None else 0)
+        known = len(self._known) * KNOWN_BYTES + len(self._parts) * PART_BYTES
+        return known + (few.size if few is not None else 0)
 
     def forget(self) -> None:
-        self.latest, self._known = None, {}
+        self.latest, self._known, self._parts = None, {}, {}
 
     def hidden(self, transaction: Transaction) -> Container[str] | None:
         """All hidden studies of this version, if they are few."""
+        few = self._all_hidden(transaction.id())
+        return few.counts if few is not None else None
+
+    def _all_hidden(self, version: int) -> FewStudies | None:
         few = self.latest
-        return few.counts if few is not None and few.hidden and few.version == transaction.id() else None
+        return few if few is not None and few.hidden and few.version == version else None
 
     def _forget_changed(self, transaction: Transaction, version: int) -> None:
         if not self._changing.acquire(blocking=False):
@@ -139,9 +220,10 @@ class Visibility:
             if version > self._version:
                 self._sequence, studies = self._changes(transaction, self._sequence)
                 if studies is None:
-                    self._known = {}
+                    self._known, self._parts = {}, {}
                 for study in studies or ():
                     self._known.pop(study, None)
+                    self._parts.pop(study, None)
                 self._version = version
         finally:
             self._changing.release()
@@ -200,18 +282,18 @@ class Visibility:
         sequence, studies = self._changes(transaction, found.sequence)
         if studies is None or not budget.spend(hidden=len(studies)):
             return None
-        rows = [(study, self._row(transaction, study, hidden=found.hidden)) for study in studies]
+        rows = self._rows(transaction, sorted(studies))
         found = found.changed(version, sequence, rows, self._stored(transaction))
-        if len(found.counts) > self._memory.most:
+        if len(found.counts) + len(found.parts) > self._memory.most:
             return None
         self.latest = found
         return found
 
-    def _row(self, transaction: Transaction, study: str, *, hidden: bool) -> LevelRow | None:
-        value = transaction.get(study.encode(), db=self._handles["studies"])
-        if value is None or self.sees(transaction, study, value) is hidden:
-            return None
-        return LevelRow.unpack(value)
+    def _rows(self, transaction: Transaction, studies: list[str]) -> list[StudyRows]:
+        cursor = transaction.cursor(db=self._handles["studies"])
+        values = dict(cursor.getmulti([study.encode() for study in studies]))
+        found = ((study, values.get(study.encode())) for study in studies)
+        return [rows_of(study, value, self.row(transaction, study, value)) for study, value in found]
 
     def _stored(self, transaction: Transaction) -> tuple[int, int, int]:
         """The number of all studies, series and instances."""
@@ -227,24 +309,29 @@ class Visibility:
             sequence, _ = self._changes(transaction, 0)
             stored = self._stored(transaction)
         most = self._memory.most
-        side, hidden = _Side(most), _Side(most)
+        side, hidden = Side(most), Side(most, hidden=True)
         if not self._find_listed(side, max(ENTRIES, stored[Level.STUDY] // 2)):
             self._least = 0, sequence
             if stored[Level.STUDY] > MOST_DECIDED:
                 return None
-            shown = _Side(most)
+            shown = Side(most)
             for key, value in dump(self._environment, "studies"):
                 study = key.decode()
-                (shown if self._accepts(study, value) else hidden).add(study, value)
+                seen: Seen | None = self._decide(study, value)
+                if seen is None and min(shown.number, hidden.number) <= most:
+                    with self._environment.reading("looking for visible instances") as transaction:
+                        seen = self._seen(transaction, study, value)
+                if isinstance(seen, StudyPart):
+                    rows = rows_of(study, value, seen.row)
+                    shown.add_part(rows)
+                    hidden.add_part(rows)
+                elif seen is not None:
+                    (shown if seen else hidden).add(study, value)
             self._least = shown.number, sequence
             side = hidden if hidden.number * SKIPPED < shown.number or shown.number > most else shown
-        if side.number > most:
-            return None
-        orders = {NEWEST.tag: FewInOrder(NEWEST, side.places or self._dated(side.counts))}
-        counts, below = SharedMap(side.counts), stored if side is hidden else None
-        return FewStudies(version, sequence, counts, orders, below)
+        return side.few(version, sequence, stored, self._dated) if side.number <= most else None
 
-    def _find_listed(self, shown: _Side, entries: int) -> bool:
+    def _find_listed(self, shown: Side, entries: int) -> bool:
         """Finds the studies by inverted lists. Returns False if these have more entries, or the studies are
         too many."""
         lists, candidates = Lists(self._environment, _endless(), self), set[str]()
@@ -253,8 +340,14 @@ class Visibility:
             if listed is None:
                 return False
             candidates |= listed
-        for study, row in lists.rows(sorted(candidates)):
-            shown.add(study, row)
+        studies = sorted(candidates)
+        for first in range(0, len(studies), ROWS_A_BATCH):
+            with self._environment.reading("looking for visible studies") as transaction:
+                for rows in self._rows(transaction, studies[first : first + ROWS_A_BATCH]):
+                    if rows.part is not None:
+                        shown.add_part(rows)
+                    elif rows.shown is not None:
+                        shown.add(rows.study, rows.shown)
         return shown.number <= self._memory.most
 
     def in_order(self, few: FewStudies, order: StudyOrder, budget: Budget) -> FewInOrder | None:
@@ -264,7 +357,7 @@ class Visibility:
             with self._building:
                 found = few.orders.get(order.tag)
                 if found is None:
-                    rows = Lists(self._environment, _endless()).rows(sorted(few.counts))
+                    rows = Lists(self._environment, _endless(), self).rows(sorted(few.counts))
                     found = FewInOrder(order, {study: place_of(order, row) for study, row in rows})
                     few.keep(order, found)
                     self._memory.grown(self)
@@ -289,24 +382,8 @@ class Visibility:
         return max(least - (last - sequence), 0)
 
 
-class _Side:
-    """The studies of a rule that are visible, or hidden: all, or none if they are more than `most`."""
-
-    def __init__(self, most: int) -> None:
-        self.number = 0
-        self._most = most
-        self.counts: dict[str, tuple[int, int]] = {}
-        self.places: dict[str, bytes] = {}  # those of rows
-
-    def add(self, study: str, value: bytes | LevelRow) -> None:
-        self.number += 1
-        if self.number > self._most:
-            return
-        if isinstance(value, LevelRow):
-            self.counts[study] = value.series, value.instances
-            self.places[study] = place_of(NEWEST, value)
-        else:
-            self.counts[study] = counts_in(value)
+def _row_of(seen: Seen, value: bytes) -> bytes | None:
+    return seen.row if isinstance(seen, StudyPart) else value if seen else None
 
 
 def _endless() -> Budget:

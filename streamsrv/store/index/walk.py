@@ -19,6 +19,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from streamsrv.dicom.instance import JsonDataset
@@ -27,6 +28,7 @@ from streamsrv.query.budget import Budget, Parsing
 from streamsrv.query.conditions import Condition, Query
 from streamsrv.store.index.answers import instance_attributes, reader_of
 from streamsrv.store.index.few_studies import FewStudies
+from streamsrv.store.index.levels import StudyPart
 from streamsrv.store.index.lists import Lists
 from streamsrv.store.index.metadata_blobs import SearchedMetadata
 from streamsrv.store.index.ordered import (
@@ -292,15 +294,21 @@ class Search:
             with self._environment.reading("reading rows by UID") as transaction:
                 seen = self._sees(transaction, start)
                 rows = transaction.cursor(db=self._handles[name]).getmulti(keys) if seen else []
+                rows = list(seen.only(rows)) if isinstance(seen, StudyPart) else rows
             yield from rows
             return
-        at = first
+        at, under = first, self._environment.under
         for usual in batch_sizes(self._query.wanted):
             size = self._budget.portion(usual)
-            batch: list[tuple[bytes, bytes]] = []
             with self._environment.reading("paging through rows") as transaction:
-                if self._sees(transaction, start):
-                    batch = self._environment.under(transaction, name, start, at, size)
+                seen, read = self._sees(transaction, start), partial(under, transaction, name, start)
+                batch = (
+                    seen.under(read, at, size)
+                    if isinstance(seen, StudyPart)
+                    else read(at, size)
+                    if seen
+                    else []
+                )
             if not self._budget.spend(rows=len(batch)):
                 return
             yield from batch
@@ -308,8 +316,8 @@ class Search:
                 return
             at = batch[-1][0] + b"\0"
 
-    def _sees(self, transaction: Transaction, start: bytes) -> bool:
-        """Whether the study of these keys is visible in the version that is being read."""
+    def _sees(self, transaction: Transaction, start: bytes) -> StudyPart | bool:
+        """The visible part of the study of these keys, or whether it is visible, in this version."""
         return self._view is None or self._view.sees(transaction, start.partition(b"\0")[0].decode())
 
 

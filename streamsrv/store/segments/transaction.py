@@ -29,7 +29,7 @@ from streamsrv.query.rules import Rule
 from streamsrv.store import failpoints
 from streamsrv.store.fileops import Buffer
 from streamsrv.store.index import Index
-from streamsrv.store.rows import InstanceKey, Location, OnDuplicate, Outcome
+from streamsrv.store.rows import Location, OnDuplicate, Outcome
 from streamsrv.store.segments.leases import Readers
 from streamsrv.store.segments.records import (
     HEADER,
@@ -161,9 +161,7 @@ class SegmentTransaction(Transaction):
 
     def _commit_slice(self, portion: list[tuple[Record, New]], on_duplicate: OnDuplicate) -> list[Outcome]:
         locks = self._segment.locks
-        # Two senders with rules must not store in a new study at the same time: both would lose sight of it.
-        ruled = {InstanceKey(study, "", "") for study in self._decider.ruled(portion)}
-        locks.lock([*(new.row.key for _, new in portion), *ruled])
+        locks.lock([new.row.key for _, new in portion])
         self._index.catch_up()
         self._segments.recover(self._segment)
         decision = self._decider.decide(portion, on_duplicate)

@@ -10,6 +10,7 @@ from streamsrv.query.attributes import BY_TAG, Level
 from streamsrv.query.conditions import query_of
 from streamsrv.query.rules import any_of, rule_of
 from streamsrv.store import ChangeKind, OnDuplicate, Outcome
+from streamsrv.store.index.answers import level_attributes
 
 STORED, DUPLICATE, IDENTICAL, REPLACED, UNAUTHORIZED = Outcome
 KEYS = [key_of(1, series, instance) for series in (1, 2) for instance in (1, 2, 3)]
@@ -219,7 +220,54 @@ def test_an_instance_that_its_sender_would_not_see_is_refused(store):
     assert store.index.outside(mixed) == [True, False]
     either = any_of([rule_of(["AccessionNumber=1"]), rule_of(["AccessionNumber=2"])])
     texts = [b'{"00080050":{"vr":"SH","Value":["%d"]}}' % number for number in (1, 2, 3, 1)]
-    assert store.index.outside([(either, key_of(3), text) for text in texts]) == [False, True, True, False]
+    assert store.index.outside([(either, key_of(3), text) for text in texts]) == [False, False, True, False]
+    put(store, payload_of(key_of(3)))
+    assert store.index.outside([(either, key_of(3), texts[0])]) == [True]
+
+
+def put_with(store, patient, date, *keys):
+    transaction = store.begin()
+    pairs = [add(transaction, payload_of(key)) for key in keys]
+    for _, new in pairs:
+        new.attributes["00100020"] = {"vr": "LO", "Value": [patient]}
+        new.attributes["00080020"] = {"vr": "DA", "Value": [date]}
+    assert transaction.commit(pairs) == [STORED] * len(keys)
+
+
+def test_a_view_sees_its_part_of_a_study(store, other):
+    ours, theirs = [key_of(1, 1, 1)], [key_of(1, 1, 2), key_of(1, 2, 1)]
+    put_with(store, "A", "20240102", *ours)
+    put_with(store, "B", "20200101", *theirs)
+    put_with(store, "B", "20220101", key_of(2))
+    everything = query_of(Level.STUDY, None, None, [])
+    for patient, dates, keys in (("A", ["20240102"], ours), ("B", ["20220101", "20200101"], theirs)):
+        view = store.restricted(rule_of([f"PatientID={patient}"]))
+        assert view.lookup("1.1") == [row for row in store.lookup("1.1") if row.key in keys]
+        assert [view.instance(key) is not None for key in ours + theirs] == [
+            key in keys for key in ours + theirs
+        ]
+        for _ in range(2):  # the second time with everything that the first one has remembered
+            studies = list(view.index.search(everything))
+            assert [level_attributes(hit.study_row)["00080020"]["Value"] for hit in studies] == [
+                [date] for date in dates
+            ]
+            assert studies[-1].study_row.instances == view.index.count("1.1") == len(keys)
+            for condition in (
+                ("PatientID", patient),
+                ("StudyDate", dates[-1]),
+                ("StudyDate", f"-{dates[-1]}"),
+            ):
+                query = query_of(Level.INSTANCE, None, None, [condition])
+                found = [hit.instance for hit in view.index.search(query) if hit.study == "1.1"]
+                assert found == [key.instance for key in keys]
+                assert list(view.index.search(query_of(Level.STUDY, None, None, [condition])))
+        assert [change.key for change in view.changes() if change.key.study == "1.1"] == keys
+    assert [hit.study_row.instances for hit in store.index.search(everything)] == [1, 3]
+    listed = [(study, row.instances) for study, row in view.index.listed(BY_TAG["00100020"], "B", 9)]
+    assert sorted(listed) == [("1.1", 2), ("1.2", 1)]
+    assert view.delete("1.1") == 2
+    assert [row.key for row in other.lookup("1.1")] == ours
+    assert not any(term[0] & 0x10 for term, _ in store.index.dump("attributes"))
 
 
 def test_a_body_may_have_an_own_policy(store):
