@@ -27,6 +27,7 @@ from streamsrv.errors import (
     TooManyRequests,
     Unauthorized,
     UnsupportedMediaType,
+    UploadExpired,
 )
 from streamsrv.wire.accept import AcceptableRange, Offer, elect
 from streamsrv.wire.answers import Answer, Literal
@@ -100,6 +101,7 @@ def _headers(error: StreamsrvError) -> list[tuple[str, str]]:
             | IndexFailed(retry_after=seconds)
             | IndexUnreachable(retry_after=seconds)
             | BucketUnreachable(retry_after=seconds)
+            | UploadExpired(retry_after=seconds)
             | TooManyRequests(retry_after=seconds)
         ):
             return [("Retry-After", str(seconds))]
