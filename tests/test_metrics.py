@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from kill_world import children
+from kill_world import children, verb, waited
 from live_server import ROOT, executable, free_port, start_server
 from prometheus_client.parser import text_string_to_metric_families
 from small_client import WHOLE, Client, file_of, key_of, path_of
@@ -16,6 +16,7 @@ from small_client import WHOLE, Client, file_of, key_of, path_of
 from streamsrv import errors
 from streamsrv.companions.exposition import STORE_DOWN, ServerCollector, StoreReader
 from streamsrv.companions.families import DEFINITIONS
+from streamsrv.events.hooks import Hooks
 from streamsrv.metrics import (
     STATUSES,
     Gauge,
@@ -133,6 +134,22 @@ def test_cached_frames_are_counted(monitored):
         for _ in range(5):
             assert monitored.client.ask("GET", f"{path_of(key)}/frames/1", **FRAME).status == 200
     assert monitored.value(**labels) == found
+
+
+def test_a_hook_that_cannot_deliver_is_seen(monitored):
+    """Nothing listens on the port of its receiver."""
+    data = ("--data", str(monitored.server.data))
+    url = f"http://127.0.0.1:{free_port()}"
+    assert verb("hook", "add", url, "--name", "a", "--events", "create", "--allow-local", *data)[0] == 0
+    hooks = Hooks(monitored.server.data)
+    waited(lambda: hooks.state("a").last_id, "the begin of the hook")
+    for number in range(3):
+        monitored.client.store([file_of(key_of(6, 1, number), 1, 200)])
+    monitored.until(1, "streamsrv_hooks", state="failing")
+    monitored.until(3, "streamsrv_hook_waiting")
+    assert monitored.value("streamsrv_hook_dead_letters") == 0
+    assert verb("hook", "remove", "a", *data)[0] == 0
+    monitored.until(0, "streamsrv_hooks")
 
 
 def test_the_families_are_those_of_the_table(monitored):
