@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             action="append",
             default=[],
             metavar="CONDITION",
-            help="such as InstitutionName=A*: only studies that meet all conditions are told",
+            help="such as InstitutionName=A*: only instances that meet all conditions are told",
         )
         each.add_argument(
             "--study", action="append", default=[], metavar="UID", help="only these studies are told"
