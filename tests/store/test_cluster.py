@@ -196,18 +196,19 @@ def test_a_slice_that_is_always_overtaken_ends(one, monkeypatch):
     assert caught.value.status == 503
 
 
-def test_two_senders_with_rules_in_a_new_study(one, two, monkeypatch):
-    """Each may see its own instance. Both together would be hidden from the first."""
+def test_an_instance_that_was_stored_by_a_sender_of_another_rule_meanwhile(one, two, monkeypatch):
+    """It would be replaced by one that may not see it."""
 
     def other_sender():
-        transaction, [(record, new)] = begun(two, payload_of(KEYS[1]))
+        transaction, [(record, new)] = begun(two, payload_of(KEYS[0]))
         new.attributes["00100020"]["Value"] = ["P2"]
         transaction.commit([(record, new)])
 
-    transaction, pairs = begun(one.restricted(rule_of(["PatientID=P1.1"])), payload_of(KEYS[0]))
+    view = one.restricted(rule_of(["PatientID=P1.1"]))
+    transaction, pairs = begun(view, payload_of(KEYS[0], fill="y"))
     before_commit(one, monkeypatch, other_sender)
-    assert transaction.commit(pairs) == [UNAUTHORIZED]
-    assert [row.key for row in one.lookup("1.1")] == [KEYS[1]]
+    assert transaction.commit(pairs, OnDuplicate.REPLACE) == [UNAUTHORIZED]
+    assert get(two, KEYS[0]) == payload_of(KEYS[0])
 
 
 # Objects

@@ -5,8 +5,8 @@ last instance of an object condemns it. So index and table of objects never diff
 
 Rules of this file
 - An object whose intent is gone was removed: its node was silent for too long. The transaction is refused.
-- A decision was made without locks. An instance may have come or gone since, or a study may now be hidden
-  from a sender. Then CommitConflict is raised, and nothing is written.
+- A decision was made without locks. If an instance has come or gone since, CommitConflict is raised, and
+  nothing is written.
 """
 
 from __future__ import annotations
