@@ -52,6 +52,14 @@ def stored(server, uid):
 # --- which instance a file is ---
 
 
+def test_a_dicomdir_is_no_instance(server, tmp_path, capsys):
+    (tmp_path / "DICOMDIR").write_bytes(part10_head("1.2.840.10008.1.3.10", "1.2.3", EXPLICIT) + dataset())
+    (tmp_path / "one").write_bytes(instance())
+    assert store(capsys, tmp_path, "--url", server.url)[1][-1].endswith("0 failed, 1 skipped")
+    with pytest.raises(NotDicom, match="DICOMDIR"):
+        examine(tmp_path / "DICOMDIR")
+
+
 def test_the_uid_of_the_dataset_names_the_file_in_the_response(server, capsys):
     path = Path(get_testdata_file("rtdose.dcm"))
     file = pydicom.dcmread(path, stop_before_pixels=True)

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import sqlite3
 import subprocess
+import tempfile
 import zlib
+from pathlib import Path
 
 import clinic as world
 import pytest
@@ -14,8 +17,10 @@ from hostile_files import dataset
 from live_server import environment, executable, start_server
 
 from streamsrv.cli import FAILED, USAGE, main
+from streamsrv.store import Store
 
 FILES = [world.file_of(each) for each in world.everything()]
+SOMEBODY = 65_534
 AS_STORED = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 
 
@@ -102,6 +107,28 @@ def test_an_import_that_was_killed_goes_on(store, tmp_path, capsys, point, store
     code, report = run(capsys, *words)
     assert (code, report["stored"], report["already stored"]) == (0, stored, 7 - stored)
     assert files_of(store) == set(FILES)
+
+
+def test_root_imports_for_the_user_of_the_server(store, tmp_path, monkeypatch):
+    """Files of root go into the store of another user, to whom each new file belongs."""
+    if os.geteuid() != 0:
+        pytest.skip("only root gives files away")
+    data, archive = Path(tempfile.mkdtemp(dir="/tmp")), tmp_path / "archive"
+    archive.mkdir(mode=0o700)
+    (archive / "one").write_bytes(FILES[0])
+    (archive / "one").chmod(0o600)
+    monkeypatch.chdir("/")
+    try:
+        Store.open(data / "data").close()
+        for path in (data, *data.rglob("*")):
+            os.chown(path, SOMEBODY, SOMEBODY)
+        command = [*executable(), "import", "folder", str(archive), "--data", str(data / "data")]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+        assert (done.returncode, done.stdout[:8]) == (0, "1 stored"), done.stderr
+        assert {path.stat().st_uid for path in data.rglob("*")} == {SOMEBODY}
+        assert list((data / "data" / "runs").iterdir())
+    finally:
+        shutil.rmtree(data)
 
 
 # --- the storage of Orthanc ---
