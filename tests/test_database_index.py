@@ -5,15 +5,21 @@ import subprocess
 import time
 
 import pytest
+from dimse_archive import sample
+from dimse_client import DimseClient
 from fake_service import running, uids_of
 from kill_world import verb
-from live_server import environment, executable, start_server
+from live_server import environment, executable, free_port, start_server
+from pydicom.dataset import Dataset
+from pydicom.uid import SecondaryCaptureImageStorage
+from pynetdicom import AE, build_role, evt
 from small_client import Client, file_of, key_of, path_of
 from test_tutorial import run_through, steps_of_page
 from webhook_receiver import Receiver
 
 from streamsrv.events.hooks import Hooks
 
+FIND, GET = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.3"
 KEYS = [key_of(study, series, number) for study in (1, 2) for series in (1, 2) for number in range(3)]
 FILES = {key: file_of(key, 1, 20_000) for key in KEYS}
 
@@ -30,9 +36,15 @@ def guarded(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, url, guarded):
+def dimse_port():
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, url, guarded, dimse_port):
     folder = tmp_path_factory.mktemp("database")
     flags = ("--index", url, "--hooks", "--study-quiet", "0.5")
+    flags += ("--dimse-port", str(dimse_port), "--dimse-peers", "CT1 -> store,WS -> search read")
     running = start_server(folder, *flags, variables={"LOOP_GUARD": str(guarded)})
     yield running
     running.end()
@@ -79,6 +91,33 @@ def test_every_kind_of_request(client, guarded):
     assert not client.delete(KEYS[-1])
     assert client.keys() == set(KEYS[:-1])
     assert client.store([FILES[KEYS[-1]]]).status == 200
+    assert waits(guarded) == []
+
+
+def test_peers_of_dimse(client, dimse_port, guarded):
+    """Store with a client of bytes, find and get with pynetdicom."""
+    key, dataset = sample(41, 1)
+    peer = DimseClient(dimse_port)
+    assert [peer.store(key[2], dataset, number) for number in (1, 2)] == [0, 0]
+    peer.release()
+    assert client.read(key)[-len(dataset) :] == dataset
+    received = []
+    ae = AE("WS")
+    for each in (FIND, GET, SecondaryCaptureImageStorage):
+        ae.add_requested_context(each)
+    association = ae.associate(
+        *("127.0.0.1", dimse_port),
+        ae_title="STREAMSRV",
+        ext_neg=[build_role(SecondaryCaptureImageStorage, scp_role=True)],
+        evt_handlers=[(evt.EVT_C_STORE, lambda event: received.append(event.dataset.SOPInstanceUID) or 0)],
+    )
+    asked = Dataset()
+    asked.QueryRetrieveLevel, asked.StudyInstanceUID = "STUDY", key[0]
+    assert [status.Status for status, _ in association.send_c_find(asked, FIND)] == [0xFF00, 0]
+    assert [status.Status for status, _ in association.send_c_get(asked, GET)][-1] == 0
+    association.release()
+    assert received == [key[2]]
+    assert client.delete(key)
     assert waits(guarded) == []
 
 
