@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from streamsrv.store.fileops import FileOps
 
@@ -23,11 +23,30 @@ Cursor: TypeAlias = Any
 Pair: TypeAlias = tuple[bytes, bytes]  # key and value
 
 
+class Needle(NamedTuple):
+    """Bytes that a key must hold, with `caseless` in ASCII letters of either case. A key of `long` bytes or
+    more is always taken."""
+
+    text: bytes
+    caseless: bool
+    long: int
+
+
+class KeysRead(NamedTuple):
+    """At least those of the keys that hold the needle, and the number of all that were read. `last` is the
+    last one that was read if there may be more, else empty."""
+
+    keys: list[bytes]
+    number: int
+    last: bytes
+
+
 class OrderedMap(Protocol):
     """The open database. `handles` maps the name of a map to its handle."""
 
     handles: dict[str, Any]
     remote: bool  # whether each transaction waits for another process
+    scanned: int  # so many keys of a list are read and compared in the time of a row
 
     @property
     def read_only(self) -> bool: ...
@@ -52,8 +71,8 @@ class OrderedMap(Protocol):
         forwards or backwards, and forwards under each key. The first `size` come at once, and the rows of
         their studies with them."""
 
-    def keys(self, transaction: Transaction, at: bytes, end: bytes, size: int) -> list[bytes]:
-        """The keys of lists between two, at most `size`."""
+    def keys(self, transaction: Transaction, at: bytes, end: bytes, size: int, needle: Needle) -> KeysRead:
+        """The keys of lists between two. At most `size` are read."""
 
     def lists(
         self, transaction: Transaction, keys: Sequence[bytes], most: int

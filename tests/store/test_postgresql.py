@@ -19,6 +19,7 @@ from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.errors import IndexUnreachable, StoreError, WrongStore
 from streamsrv.query.attributes import NEWEST, Level
 from streamsrv.query.conditions import query_of
+from streamsrv.query.matching import MatchingOptions
 from streamsrv.query.rules import rule_of
 from streamsrv.store import DamagedRecord, Index, Store, StoreOptions
 from streamsrv.store.postgresql import connections, migrate, open_index, transactions
@@ -105,6 +106,35 @@ def test_the_rows_are_those_of_the_embedded_index(index, memory, seed):
                 query = query_of(level, None, None, list(wanted.items()))
                 assert hits_of(ours, query) == hits_of(theirs, query)
                 assert ours.total(query, 100) == theirs.total(query, 100)
+    embedded.close()
+
+
+WORDS = ("Knie ÄÖ", "KNIE äö", "100%_[x]", "'quoted' $1", "膝関節", "Knee", "x" * 90)
+
+
+def test_parts_of_text_are_found_as_in_the_embedded_index(index, memory):
+    embedded = Index.open(memory / "index")
+    embedded.add_segment()
+    new = []
+    for number in range(250):
+        uid, text = f"1.{number}", f"{WORDS[number % len(WORDS)]} {number}"
+        attributes = {"00081030": element("LO", text), "00080060": element("CS", ("CT", "MR")[number > 200])}
+        new.append(new_instance((uid, f"{uid}.1", f"{uid}.1.1"), number, attributes))
+    for each in (embedded, index):
+        each.commit(new, segment=1, committed_end=1)
+    parts = [part for word in WORDS for part in (f"*{word[1:4]}*", f"*{word[-3:]} 1*")]
+    wanted = [{"StudyDescription": part} for part in (*parts, "*KNIE*", "*q?o*", "*Ä*", "*$*")]
+    wanted += [
+        {"Modality": "*T*"},
+        {"Modality": "*r*"},
+        {"ModalitiesInStudy": "M*", "StudyDescription": "*n*"},
+    ]
+    for each in wanted:
+        for caseless in (False, True):
+            query = query_of(Level.STUDY, None, None, list(each.items()), MatchingOptions(caseless=caseless))
+            for asked in (query, query.page(3, NEWEST, None)):
+                assert hits_of(index, asked) == hits_of(embedded, asked), each
+    assert hits_of(index, query_of(Level.STUDY, None, None, [("StudyDescription", "*ÄÖ 7*")]))
     embedded.close()
 
 

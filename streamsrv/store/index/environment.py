@@ -41,7 +41,7 @@ from streamsrv.errors import (
 from streamsrv.query.attributes import TABLE_DIGEST
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.index.rows import with_sum, without_sum
-from streamsrv.store.ordered_map import Cursor, OrderedMap, Pair, Transaction
+from streamsrv.store.ordered_map import Cursor, KeysRead, Needle, OrderedMap, Pair, Transaction
 
 SCHEMA = "3"
 # LMDB of another minor version may have another file format: 1.0 cannot read the files of 0.9.
@@ -132,6 +132,7 @@ class Environment:
     """The open index folder. `handles` maps the name of a database to its LMDB handle."""
 
     remote = False
+    scanned = 8
 
     def __init__(self, folder: Path, *, read_only: bool, store: bytes = b"") -> None:
         """`store` is the fingerprint of the store; WrongStore if the index has another."""
@@ -302,12 +303,12 @@ class Environment:
             yield cursor.item()
             more = back(cursor)
 
-    def keys(self, transaction: Transaction, at: bytes, end: bytes, size: int) -> list[bytes]:
-        """Keys of lists."""
+    def keys(self, transaction: Transaction, at: bytes, end: bytes, size: int, needle: Needle) -> KeysRead:
         cursor = transaction.cursor(db=self.handles["attributes"])
         following = cursor.iternext_nodup(keys=True, values=False) if cursor.set_range(at) else iter(())
         found = list(islice(following, size))
-        return found[: bisect.bisect(found, end)]
+        inside = bisect.bisect(found, end)
+        return KeysRead(found[:inside], inside, found[-1] if inside == size else b"")
 
     def lists(
         self, transaction: Transaction, keys: Sequence[bytes], most: int

@@ -24,7 +24,7 @@ from streamsrv.query.conditions import Condition, Query
 from streamsrv.query.matching import Probe
 from streamsrv.query.values import NORMAL_BYTES
 from streamsrv.store.index.rows import LevelRow, apart, together
-from streamsrv.store.ordered_map import Cursor, OrderedMap, Transaction
+from streamsrv.store.ordered_map import Cursor, Needle, OrderedMap, Transaction
 
 ROWS_A_BATCH = 500
 FIRST_KEYS = 64  # in the first batch, because most ranges are short
@@ -199,16 +199,17 @@ class Lists:
     def _keys(self, start: bytes, probe: Probe) -> Iterator[list[bytes]]:
         """The keys that the probe accepts, in batches."""
         at, end, size = start + probe.low, start + probe.high + END, FIRST_KEYS
+        # A form that may have been cut: a character has at most four bytes.
+        needle = Needle(probe.needle, probe.caseless, len(start) + NORMAL_BYTES - 3)
         more = True
         while more:
             size = min(size, self._budget.portion(size) * 8)
             with self._environment.reading("searching a list of values") as transaction:
-                batch = self._environment.keys(transaction, at, end, size)
-            more = len(batch) == size
-            at, size = batch[-1] + b"\0" if batch else at, KEYS_A_BATCH
-            if not self._spend(len(batch) // 8):
+                read = self._environment.keys(transaction, at, end, size, needle)
+            more, at, size = bool(read.last), read.last + b"\0", KEYS_A_BATCH
+            if not self._spend(read.number // 8):
                 return
-            yield _accepted(batch, probe, len(start))
+            yield _accepted(read.keys, probe, needle)
 
     def rows(self, studies: list[str]) -> Iterator[tuple[str, LevelRow]]:
         for first in range(0, len(studies), ROWS_A_BATCH):
@@ -236,12 +237,12 @@ def _keys_between(cursor: Cursor, low: bytes, end: bytes) -> Iterator[bytes]:
         more = cursor.next_nodup() and cursor.key() <= end
 
 
-def _accepted(keys: list[bytes], probe: Probe, begin: int) -> list[bytes]:
-    """The keys whose forms, from `begin` on, the probe accepts."""
-    long = begin + NORMAL_BYTES - 3  # a form that may have been cut: a character has at most four bytes
-    needle, accepts = probe.needle, probe.accepts
-    if needle and max(map(len, keys), default=0) < long:
-        keys = _holding(keys, needle, probe.caseless)
+def _accepted(keys: list[bytes], probe: Probe, needle: Needle) -> list[bytes]:
+    """The keys whose forms the probe accepts."""
+    long, accepts = needle.long, probe.accepts
+    begin = long - NORMAL_BYTES + 3  # of the form
+    if needle.text and max(map(len, keys), default=0) < long:
+        keys = _holding(keys, needle.text, needle.caseless)
     if accepts:
         keys = [key for key in keys if accepts(key[begin:].decode("utf-8", "replace")) or len(key) >= long]
     return keys

@@ -45,7 +45,7 @@ from streamsrv.store.ordered_map import OrderedMap, Transaction
 
 FEW = 200  # a list of at most so many is used at once
 CANDIDATES = 5_000  # a longer list is not used: reading in order is as fast
-SCANNED = 8  # So many values of a list are read and compared in the time of a row.
+GUESSED = 8  # So many times the wanted rows are read before a list that must be scanned, at most.
 LEVELS = tuple(Level)  # iterating an enumeration takes a microsecond
 
 
@@ -168,13 +168,14 @@ class Search:
                 return
         walked = self._ordered.walk(self._forms(), query.after, inside=query.level > Level.STUDY)
         if any(map(_scans, conditions)) and not self._scans_first(total):
-            self._ordered.soon = first = query.wanted * SCANNED
+            scan = total // self._environment.scanned
+            self._ordered.soon = first = min(query.wanted * GUESSED, scan)
             last: StudyRow | None = None
             for count, last in enumerate(itertools.islice(walked, first), 1):  # noqa: B007  # used below
                 yield last
             if last is None or count < first:
                 return
-            candidates = self._in_lists(conditions, self._longest(conditions, total), total // SCANNED)
+            candidates = self._in_lists(conditions, self._longest(conditions, total), scan)
             if candidates is not None:
                 yield from self._sorted(candidates, Position(self._value(last[1]), last[0]), inside=False)
                 return
@@ -218,7 +219,8 @@ class Search:
                 return None
         scanned = self._scans_first(total)
         chosen = [each for each in conditions if scanned or not _scans(each)]
-        found = self._in_lists(chosen, self._longest(conditions, total), total // SCANNED)
+        scan = total // self._environment.scanned
+        found = self._in_lists(chosen, self._longest(conditions, total), scan)
         return None if found is not None and len(found) > self._short(total) else found
 
     def _in_lists(self, conditions: Sequence[Condition], most: int, scan: int) -> set[str] | None:
@@ -244,7 +246,7 @@ class Search:
 
     def _scans_first(self, total: int) -> bool:
         """Whether to read a list completely costs no more than to read a page of rows."""
-        return total // SCANNED <= self._query.wanted
+        return total // self._environment.scanned <= self._query.wanted
 
     def _forms(self) -> FormRange:
         """The forms in the list of the order that may match."""

@@ -8,6 +8,7 @@ from functools import partial
 from streamsrv.errors import StoreError
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.index import Index
+from streamsrv.store.ordered_map import KeysRead, Needle
 from streamsrv.store.postgresql import schema
 from streamsrv.store.postgresql.batches import TableBatch
 from streamsrv.store.postgresql.connections import Connections, failure
@@ -20,6 +21,7 @@ class Database:
     """An open database. Thread-safe."""
 
     remote = True
+    scanned = 64
 
     def __init__(self, connections: Connections, *, read_only: bool, store: str) -> None:
         """Raises StoreError as `schema.prepare` does."""
@@ -55,8 +57,8 @@ class Database:
     ) -> list[tuple[bytes, bytes]]:
         return transaction.under(TABLES[name], start, first, size)
 
-    def keys(self, transaction: ReadingTables, at: bytes, end: bytes, size: int) -> list[bytes]:
-        return transaction.keys(at, end, size)
+    def keys(self, transaction: ReadingTables, at: bytes, end: bytes, size: int, needle: Needle) -> KeysRead:
+        return transaction.keys(at, end, size, needle)
 
     def lists(
         self, transaction: ReadingTables, keys: Sequence[bytes], most: int

@@ -190,13 +190,31 @@ WALKED = {
 # and no entry, holds it.
 BETWEEN = b"\xff" * 6
 _BETWEEN = f"'\\x{BETWEEN.hex()}'::bytea"
-# Keys of lists, joined, and their number of entries, from so many entries.
-KEYS = (
-    f"SELECT string_agg(key, {_BETWEEN}), coalesce(sum(entries), 0)::bigint FROM "
-    "(SELECT key, count(*) AS entries FROM "
-    "(SELECT key FROM attributes WHERE key >= $1 AND key <= $2 ORDER BY key LIMIT $3) e "
-    "GROUP BY key ORDER BY key) k"
-)
+_HOLDING = {
+    False: "position($4 IN key) > 0",
+    True: "position($4 IN lower(encode(key, 'escape') COLLATE \"C\")) > 0",
+}
+# Of so many entries the keys that hold a needle, caseless or not, joined; the number of entries, and the
+# number and the last of all keys.
+KEYS = {
+    caseless: (
+        "WITH k AS MATERIALIZED (SELECT key, count(*) AS entries FROM "
+        "(SELECT key FROM attributes WHERE key >= $1 AND key <= $2 ORDER BY key LIMIT $3) e "
+        "GROUP BY key ORDER BY key) "
+        f"SELECT (SELECT string_agg(key, {_BETWEEN}) FROM k WHERE {holding} OR length(key) >= $5), "
+        "coalesce(sum(entries), 0)::bigint, count(*), (SELECT key FROM k ORDER BY key DESC LIMIT 1) FROM k"
+    )
+    for caseless, holding in _HOLDING.items()
+}
+
+
+def escaped(text: bytes) -> str:
+    """As encode(..., 'escape') in PostgreSQL."""
+    return "".join(
+        "\\\\" if byte == 0x5C else f"\\{byte:03o}" if not byte or byte > 0x7F else chr(byte) for byte in text
+    )
+
+
 # Keys of lists that have many entries: each step goes to the next key, over all entries between them.
 DISTINCT = (
     "WITH RECURSIVE step(key) AS "

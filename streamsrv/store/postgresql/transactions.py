@@ -21,6 +21,7 @@ import orjson
 import psycopg
 
 from streamsrv.errors import StoreCorrupt
+from streamsrv.store.ordered_map import KeysRead, Needle
 from streamsrv.store.postgresql.connections import READING, WRITING, Connections, failure
 from streamsrv.store.postgresql.cursors import NOWHERE, Pair, TableCursor, WritingCursor
 from streamsrv.store.postgresql.link import Asked, PipelineLink, Row, Value
@@ -36,6 +37,7 @@ from streamsrv.store.postgresql.tables import (
     WALKED,
     Table,
     behind,
+    escaped,
 )
 
 _HEAD = "SELECT version, entries::text FROM head"
@@ -149,20 +151,17 @@ class ReadingTables(TableTransaction):
             values += table.studies([start])
         return self.ask(table.ranged(pruned=pruned), values)
 
-    def keys(self, at: bytes, end: bytes, size: int) -> list[bytes]:
-        """The keys of lists between two keys, at most `size`."""
-        found: list[bytes] = []
-        while len(found) < size:
-            ((joined, entries),) = self.ask(KEYS, [at, end, size])
-            read = joined.split(BETWEEN) if entries else []
-            found += read
-            if entries < size:
-                break
-            at = found[-1] + b"\0"
-            if len(read) * MANY < size:
-                found += [key for (key,) in self.ask(DISTINCT, [at, end, size])]
-                break
-        return found[:size]
+    def keys(self, at: bytes, end: bytes, size: int, needle: Needle) -> KeysRead:
+        """The keys of lists between two keys that hold the needle. At most `size` keys are read."""
+        text: bytes | str = escaped(needle.text) if needle.caseless else needle.text
+        values: list[Value] = [at, end, size, text, needle.long]
+        ((joined, entries, number, last),) = self.ask(KEYS[needle.caseless], values)
+        found = joined.split(BETWEEN) if joined else []
+        if entries == size and number * MANY < size:
+            further = [key for (key,) in self.ask(DISTINCT, [last + b"\0", end, size - number])]
+            whole = len(further) == size - number
+            return KeysRead(found + further, number + len(further), further[-1] if whole else b"")
+        return KeysRead(found, number, last if entries == size else b"")
 
     def lists(self, keys: Sequence[bytes], most: int) -> Iterator[tuple[bytes, int, Iterable[bytes]]]:
         """Key, number of entries, and entries of each list that exists."""
