@@ -30,6 +30,8 @@ CLIENTS = 16
 TILE = 21_000
 # Bytes that a node fetches together: a frame of the next chunk is not fetched with this one.
 CHUNK = 128 << 10
+# Seconds after which frames of an instance are answered from memory of their answers.
+SETTLED = 2.1
 LOCAL = f"{OURS}, segments on the disk"
 
 
@@ -45,7 +47,7 @@ def engines(folder: Path) -> Iterator[tuple[str, str, Any]]:
         held.callback(sys.path.remove, str(ROOT / "tests"))
         database = databases.DatabaseServer(fsync="on")
         held.callback(database.end)
-        bucket = seaweed.Seaweed(folder)
+        bucket = seaweed.Seaweed(folder, volumes=400)
         held.callback(bucket.end)
         _, endpoint = bucket.gateway()
         key, secret = seaweed.ADMIN
@@ -81,23 +83,28 @@ def environment(**values: str) -> Iterator[None]:
 
 
 class Bare:
-    """obstore, in this process. `key` is an object with the bytes of `path`."""
+    """obstore, in this process. It reads the newest object of the node, and uploads the same bytes, which are
+    in the file `path` meanwhile: SeaweedFS compresses a part that begins like a text."""
 
     def __init__(self, store: Any, path: Path) -> None:
         self.obstore, self.limits = import_module("obstore"), import_module("streamsrv.store.objects.bucket")
-        self.store, self.path, self.length = store, path, path.stat().st_size
-        self.key = ""
+        self.store, self.path = store, path
+        objects = [each for page in self.obstore.list(store, "perf/segments") for each in page]
+        newest = max(objects, key=lambda each: each["path"].rpartition("-")[2])
+        self.key: str = newest["path"]
+        self.length: int = newest["size"]
+        with path.open("wb") as target:
+            for piece in self.obstore.get(store, self.key).stream():
+                target.write(piece)
 
     def upload(self) -> float:
         """MB/s; makes a new object."""
-        self.key = f"bare-{time.monotonic_ns()}"
+        key = f"bare-{time.monotonic_ns()}"
         part, at_once = self.limits.PART, self.limits.PARTS_AT_ONCE
         began = time.perf_counter()
         with (
             self.path.open("rb") as source,
-            self.obstore.open_writer(
-                self.store, self.key, buffer_size=part, max_concurrency=at_once
-            ) as target,
+            self.obstore.open_writer(self.store, key, buffer_size=part, max_concurrency=at_once) as target,
         ):
             while piece := source.read(part):
                 target.write(piece)
@@ -136,13 +143,16 @@ def cluster(run: Run) -> Iterator[Row]:
 def studies(run: Run, node: Service, local: Service, store: Any) -> Iterator[Row]:
     body = bodies.ct_study(1, run.size.instances)
     path = body.write(run.folder / "study.body")
-    bare = Bare(store, path)
+    store_study(node, body, path)
+    bare = Bare(store, run.folder / "object")
+    forget(node, body.study)
     stores: dict[str, Callable[[], float]] = {OURS: partial(stored, node, body, path), OBSTORE: bare.upload}
     yield from rows_of(
         f"store {run.size.instances} CT instances of 526 kB", in_turns(run.size.rounds, stores)
     )
     for server in (node, local):
         store_study(server, body, path)
+    bare = Bare(store, run.folder / "object")
     used: list[float] = []
     measure, empty = "retrieve the study", partial(empty_cache, node)
     found = in_turns(
@@ -186,11 +196,11 @@ def empty_cache(node: Service) -> None:
 def frames(run: Run, node: Service, local: Service, store: Any) -> Iterator[Row]:
     slide = bodies.multi_frame(2, run.size.tiles, TILE)
     path = slide.write(run.folder / "slide.body")
-    bare = Bare(store, path)
-    bare.upload()
     for server in (node, local):
         store_study(server, slide, path)
     path.unlink()
+    bare = Bare(store, run.folder / "object")
+    time.sleep(SETTLED)
     apart = [f"{slide.path}/frames/{number}" for number in range(1, run.size.tiles, 2 * CHUNK // TILE)]
     found = in_turns(
         run.size.rounds,

@@ -44,7 +44,8 @@ def free_pair():
 class Seaweed:
     """One storage server. `gateway()` starts an S3 gateway, which tests may kill and stop."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, volumes=30):
+        """`volumes` of 64 MB."""
         self._folder = folder
         self._processes = []
         self.filer, master, volume = self._ports = [free_pair() for _ in range(3)]
@@ -54,7 +55,7 @@ class Seaweed:
         self._config.write_text(json.dumps({"identities": identities}))
         (folder / "data").mkdir()
         ports = [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={self.filer}"]
-        small = ["-volume.max=30", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"]
+        small = [f"-volume.max={volumes}", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"]
         here = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", "-filer"]
         self._start("server", *here, *ports, *small)
         self._await(f"http://127.0.0.1:{self.filer}/")

@@ -22,8 +22,10 @@ from typing import NamedTuple
 from streamsrv.store import Fetcher, Location, SegmentLease
 from streamsrv.wire.answers import Answer, ByteStream, Piece, Span, Windows
 
-WINDOW = 4 << 20  # bytes
-AHEAD = 4
+# Bytes. A window ends where a part of the object does (store/objects/bucket.py): a gateway often reads whole
+# parts.
+WINDOW = 8 << 20
+AHEAD = 2
 PIECES = 1_024  # of one window
 
 
@@ -90,19 +92,26 @@ class PlanWindows:
     def _cut(self) -> list[Piece]:
         """The pieces of the next window; none at the end."""
         pieces: list[Piece] = []
-        room = WINDOW
+        room, part = WINDOW, -1
         while room > 0 and len(pieces) < PIECES and not self._ended:
             piece, self._rest = self._rest or next(self._plan, None), None
             if piece is None:
                 self._ended = True
                 break
-            if isinstance(piece, Span) and piece.length > room:
-                self._rest = Span(piece.segment, piece.offset + room, piece.length - room)
-                piece = Span(piece.segment, piece.offset, room)
+            if isinstance(piece, Span):
+                at = piece.offset // WINDOW
+                if part < 0:
+                    segment, part = piece.segment, at
+                if piece.segment == segment and at == part + 1:
+                    self._rest = piece
+                    break
+                if piece.length > (room := min(room, WINDOW - piece.offset % WINDOW)):
+                    self._rest = Span(piece.segment, piece.offset + room, piece.length - room)
+                    piece = Span(piece.segment, piece.offset, room)
             pieces.append(piece)
             if isinstance(piece, ByteStream):
                 break  # it may be long, and reads its bytes itself
-            room -= piece.length
+            room -= piece.length if isinstance(piece, Span) else 0
         return pieces
 
     def following(self) -> Future[list[Piece]]:

@@ -14,8 +14,9 @@ from obstore import delete, put
 from obstore.store import MemoryStore
 
 from streamsrv.errors import BucketUnreachable, InsufficientStorage, SegmentGone, StoreError
+from streamsrv.store.objects import cache as caches
 from streamsrv.store.objects.bucket import Bucket
-from streamsrv.store.objects.cache import JOINED, MOST_IDLE, ObjectCache, StoredObject
+from streamsrv.store.objects.cache import MOST_IDLE, ObjectCache, StoredObject
 from streamsrv.store.objects.cached_file import CHUNK, CachedFile, chunks_in
 
 SEGMENT, KEY = 4, "segments/ab/abc-00000004"
@@ -97,10 +98,11 @@ def test_neighbours_are_one_read(cached, bucket):
     assert sorted(bucket.reads) == [(0, 5 * CHUNK), (5 * CHUNK, CHUNK), (6 * CHUNK, 14 * CHUNK)]
 
 
-def test_a_long_span_is_several_reads(cached, bucket):
+def test_a_long_span_is_several_reads(cached, bucket, monkeypatch):
+    monkeypatch.setattr(caches, "JOINED", 32)
     with cached().open([SEGMENT]) as lease:
         lease.ensure(SEGMENT, 0, len(CONTENT))
-    assert sorted(bucket.reads) == [(0, JOINED * CHUNK), (JOINED * CHUNK, len(CONTENT) - JOINED * CHUNK)]
+    assert sorted(bucket.reads) == [(0, 32 * CHUNK), (32 * CHUNK, len(CONTENT) - 32 * CHUNK)]
 
 
 def test_a_chunk_is_fetched_once_for_many_threads(cached, bucket):

@@ -36,7 +36,7 @@ from streamsrv.store.objects.bucket import Bucket
 from streamsrv.store.objects.cached_file import CHUNK, CachedFile, chunks_in, evict
 from streamsrv.store.rows import Location
 
-JOINED = 32  # chunks
+JOINED = 64  # chunks, a part of an object
 AT_ONCE = 16
 AHEAD = 64  # windows that are waited for at the same time
 WINDOW = 16 << 20
@@ -183,6 +183,7 @@ class ObjectCache:
         self._fetched = 0  # bytes since the folder was measured
         self._evicting = threading.Lock()
         self._fetchers = ThreadPoolExecutor(AT_ONCE, "fetch")
+        self._reading = threading.BoundedSemaphore(AT_ONCE)
         # Windows ahead wait for fetchers, so they have threads of their own.
         self._waiters = ThreadPoolExecutor(AHEAD, "window")
 
@@ -344,12 +345,14 @@ class ObjectCache:
                     flight = opened.flights[chunk] = Future()
                     own.setdefault(opened, []).append(chunk)
             waits.append(flight)
-        for opened, chunks in own.items():
-            for run in joined(chunks, JOINED):
-                self._fetchers.submit(self._fetch, opened, run)
+        runs = [(opened, run) for opened, chunks in own.items() for run in joined(chunks, JOINED)]
+        for each in runs[1:]:
+            self._fetchers.submit(self._fetch, *each)
+        if runs:
+            self._fetch(*runs[0])
         wait(waits)
-        for each in waits:
-            each.result()
+        for flight in waits:
+            flight.result()
 
     def _fetch(self, opened: OpenObject, run: range) -> None:
         """Fetch neighbours, and end their flights."""
@@ -357,7 +360,8 @@ class ObjectCache:
         try:
             offset = run.start * CHUNK
             length = min(run.stop * CHUNK, opened.file.length) - offset
-            content = self._bucket.read(opened.key, offset, length)
+            with self._reading:
+                content = self._bucket.read(opened.key, offset, length)
             self._make_room(length)
             opened.verified.update(zip(run, self._put(opened.file, run.start, content), strict=True))
         except BaseException as failure:
