@@ -234,8 +234,8 @@ def _place_and_read(
     if lease is None:
         return False
     leases[place.segment] = lease
-    if lease.fetcher is None or lease.fetcher.has(place):
-        each.content = lease.pread(*place)
+    each.content = lease.pread(*place) if lease.fetcher is None else lease.fetcher.read_here(place)
+    if each.content is not None:
         return False
     alone = each.instance.lease(place.segment)
     if alone is None or alone.fetcher is None:

@@ -79,8 +79,8 @@ class ObjectLease:
         StoreError."""
         self._pinned += self._owner.pinned([(self._objects[segment], offset, length)])
 
-    def has(self, place: Location) -> bool:
-        return self._owner.has(self._objects[place.segment], place.offset, place.length)
+    def read_here(self, place: Location) -> bytes | None:
+        return self._objects[place.segment].read_here(place.offset, place.length)
 
     def hold(self, places: Iterable[Location]) -> Callable[[], None]:
         """As `ensure`, for many places at the same time, until the function that is returned is called."""
@@ -150,6 +150,21 @@ class OpenObject:
                     free.append(chunk)
             for run in joined(free, count):
                 self.file.unpin(run.start, len(run))
+
+    def read_here(self, offset: int, length: int) -> bytes | None:
+        """Bytes of chunks that are there, and were compared with their checks. None if one is not."""
+        if not length:
+            return b""
+        first = offset // CHUNK
+        number = (offset + length - 1) // CHUNK - first + 1
+        self.pin(first, number)
+        try:
+            for chunk, check in enumerate(self.file.checks(first, number), first):
+                if not check or self.verified.get(chunk) != check:
+                    return None
+            return os.pread(self.file.fd, length, offset)
+        finally:
+            self.unpin(first, number)
 
 
 class Pin(NamedTuple):
@@ -269,13 +284,6 @@ class ObjectCache:
             self.unpin(pins)
             raise
         return pins
-
-    def has(self, opened: OpenObject, offset: int, length: int) -> bool:
-        """Whether all chunks of a range are there, and were compared with their checks."""
-        first = offset // CHUNK
-        number = (offset + length - 1) // CHUNK - first + 1 if length else 0
-        checks = opened.file.checks(first, number)
-        return all(check and opened.verified.get(chunk) == check for chunk, check in enumerate(checks, first))
 
     def _pin(self, opened: OpenObject, run: range) -> Pin:
         with self._lock:

@@ -33,8 +33,8 @@ Result = TypeVar("Result")
 class Fetcher(Protocol):
     """Brings bytes of open segments to this machine."""
 
-    def has(self, place: Location) -> bool:
-        """Whether these bytes are on this machine: then `pread` waits for the disk alone."""
+    def read_here(self, place: Location) -> bytes | None:
+        """These bytes, if they are on this machine. Waits for the disk alone."""
 
     def hold(self, places: Iterable[Location]) -> Callable[[], None]:
         """These bytes can be read until the function that is returned is called. Any thread may call it,
