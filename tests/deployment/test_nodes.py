@@ -8,15 +8,20 @@ import subprocess
 import threading
 import urllib.error
 import urllib.request
+from unittest import mock
 from urllib.parse import urlsplit
 
 import pytest
 from cluster_world import ClusterWorld, is_worker
+from fake_service import running as serving
 from kill_world import children, verb, waited
 from live_server import environment, executable, start_server
 from seaweed import BUCKET, variables
 from small_client import Client, file_of, key_of, path_of
 from test_tutorial import run_through, steps_of_page
+from webhook_receiver import Receiver
+
+from streamsrv.events.hooks import Hooks
 
 
 def test_nodes_that_are_killed(tmp_path, database_server, object_store):
@@ -63,6 +68,7 @@ def guarded(tmp_path_factory):
 def nodes(tmp_path_factory, flags, gateway, guarded):
     folder = tmp_path_factory.mktemp("nodes")
     named = variables(gateway[1]) | {"LOOP_GUARD": str(guarded)}
+    flags = (*flags, "--hooks", "--study-quiet", "0.5")
     running = [start_server(folder / name, *flags, workers=1, variables=named) for name in "ab"]
     yield running
     for node in running:
@@ -229,3 +235,30 @@ def test_a_node_that_cannot_start_says_why(tmp_path, flags, nodes, gateway):
     assert (code, "it refuses the credentials. See AWS_ACCESS_KEY_ID" in said) == (1, True)
     code, said = refused(tmp_path, *flags[:2], "--segments", f"s3://{BUCKET}/other", **named)
     assert (code, "and the bucket has no store.toml: nothing was changed" in said) == (1, True)
+
+
+def test_a_hook_of_one_node_tells_and_forwards_the_changes_of_all(nodes, clients, flags):
+    receiver, one = Receiver(), nodes[0]
+    where = ("--allow-local", "--data", str(one.data))
+    try:
+        with serving() as service, mock.patch.dict(os.environ, settings_of(flags)):
+            assert verb("hook", "add", receiver.url, "--name", "told", *where)[0] == 0
+            assert verb("hook", "forward", service.url, "--name", "sent", *where)[0] == 0
+            states = Hooks(one.data)
+            waited(lambda: states.state("told").last_id and states.state("sent").last_id, "the hooks")
+            keys = [key_of(9, 1, number) for number in (1, 2)]
+            for client, key in zip(clients, keys, strict=True):
+                assert client.store([file_of(key, 1, 20_000)]).status == 200
+            waited(lambda: receiver.told("complete") >= {"1.2.9"}, "completion")
+            waited(lambda: states.state("sent").delivered, "the study")
+            parts = [part for _, _, parts in service.requests for part in parts]
+            assert set(parts) == {file_of(key, 1, 20_000) for key in keys}
+            for name in ("told", "sent"):
+                assert verb("hook", "remove", name, *where[1:])[0] == 0
+            assert clients[0].delete(keys[0][:1])
+    finally:
+        receiver.close()
+
+
+def settings_of(flags):
+    return {"STREAMSRV_INDEX": flags[1], "STREAMSRV_SEGMENTS": flags[3]}
