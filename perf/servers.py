@@ -123,12 +123,16 @@ def peer(name: str, folder: Path, other: str = "", **more: str) -> Iterator[Serv
     configuration, prefix, probe = PEERS[name]
     configuration, probe = (other, f"/{other}") if other else (configuration, probe)
     service = Service(name, free_port(), prefix, folder=folder, tls=bool(other))
-    values = more | {
-        "FOLDER": str(folder),
-        "PORT": str(service.port),
-        "USER;": "user root;" if os.geteuid() == 0 else "",
-        "PLUGINS": json.dumps([str(path) for path in PLUGINS if path.exists()]),
-    }
+    values = (
+        {"ASSOCIATIONS": "false", "ACCEPTING": "4242"}
+        | more
+        | {
+            "FOLDER": str(folder),
+            "PORT": str(service.port),
+            "USER;": "user root;" if os.geteuid() == 0 else "",
+            "PLUGINS": json.dumps([str(path) for path in PLUGINS if path.exists()]),
+        }
+    )
     text = Path(__file__).with_name(configuration).read_text()
     for word, value in values.items():
         text = text.replace(word, value)

@@ -355,7 +355,7 @@ class Association:
         async with self._sending:
             await self._put(content)
 
-    async def _send_message(self, pieces: AsyncIterator[bytes]) -> None:
+    async def _send_message(self, pieces: AsyncIterator[bytes | memoryview]) -> None:
         """Sends a message as it is made. One that breaks off ends the association. Raises OSError if it has
         ended."""
         begun = False
@@ -371,7 +371,7 @@ class Association:
                     self.end(f"a message broke off: {error}")
                 raise
 
-    async def _put(self, content: bytes) -> None:
+    async def _put(self, content: bytes | memoryview) -> None:
         if self._layer.state is LayerState.CLOSING:
             return
         view = memoryview(content)

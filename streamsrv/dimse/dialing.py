@@ -201,7 +201,7 @@ class OutgoingAssociation:
             if not command.field & RESPONSE or not self.channel.take(command):
                 raise UpperLayerError("a message that nothing waits for")
 
-    async def _send_message(self, pieces: AsyncIterator[bytes]) -> None:
+    async def _send_message(self, pieces: AsyncIterator[bytes | memoryview]) -> None:
         """One that breaks off ends the association. Raises OSError and TimeoutError."""
         assert self._connection is not None
         async with self._sending:

@@ -68,12 +68,7 @@ class BatchSender:
         try:
             return StoreOutcome(row, await channel.store(dataset, None))
         finally:
-            dataset.close()
+            channel.close(dataset)
 
     def _opened(self, row: InstanceRow, channel: Channel) -> OutgoingDataset:
-        dataset = self._retrieve.dataset(row.key, channel.syntaxes)
-        try:
-            return OutgoingDataset(dataset, channel.longest)
-        except BaseException:
-            dataset.close()
-            raise
+        return channel.opened(self._retrieve.dataset(row.key, channel.syntaxes))

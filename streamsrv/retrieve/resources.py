@@ -22,7 +22,7 @@ from streamsrv.retrieve.metadata import metadata
 from streamsrv.retrieve.pictures import rendered, thumbnail
 from streamsrv.retrieve.turns import Turns
 from streamsrv.retrieve.wado_uri import linked_object, named_instance
-from streamsrv.retrieve.whole_datasets import WholeDataset, whole_dataset
+from streamsrv.retrieve.whole_datasets import WholeDataset, dataset_at_hand, whole_dataset
 from streamsrv.store import InstanceKey, InstanceRow, Store
 from streamsrv.wire.answers import Computed, Deferred, Request
 from streamsrv.wire.resources import Kind, Target
@@ -85,6 +85,10 @@ class Retrieve:
         """The dataset of an instance. `taken` tells the transfer syntaxes that the receiver takes for a SOP
         class (retrieve/whole_datasets.py). Blocks."""
         return whole_dataset(self._rooms, key, taken)
+
+    def dataset_at_hand(self, key: InstanceKey, taken: Callable[[str], Sequence[str]]) -> WholeDataset | None:
+        """The same for the event loop; None if it would block."""
+        return dataset_at_hand(self._rooms, key, taken)
 
     def cached_frames(self, request: Request, target: Target) -> Found:
         """For a client that requests the frames of an instance one by one (retrieve/cached_frames.py). A

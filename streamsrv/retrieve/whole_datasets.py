@@ -8,8 +8,10 @@ Rules of the choice
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 from streamsrv.dicom.explicit import Changes, Here, changed_pieces
 from streamsrv.dicom.implicit import implicit_chunks
@@ -32,17 +34,40 @@ from streamsrv.wire.resources import target_of
 _GROUP_LENGTH_END = 144  # preamble, prefix and the element (0002,0000)
 
 
+class StoredRange(NamedTuple):
+    """Bytes of an open file."""
+
+    descriptor: int
+    offset: int
+    length: int
+
+
 @dataclass(slots=True)
 class WholeDataset:
-    """`chunks` are made while they are taken, in a thread. Call `close` when no more are wanted."""
+    """`chunks` are made while they are taken, in a thread. Call `close` when no more are wanted. A dataset
+    that is sent as it is stored, and that can be read until then, is `stored` instead of `chunks`."""
 
     row: InstanceRow
     syntax: str
     chunks: Iterator[bytes]
+    stored: StoredRange | None
     _retrieval: Retrieval
 
     def close(self) -> None:
         self._retrieval.end()
+
+
+def dataset_at_hand(
+    rooms: Rooms, key: InstanceKey, taken: Callable[[str], Sequence[str]]
+) -> WholeDataset | None:
+    """A dataset that is sent as it is stored, for the event loop. None if that would block. Raises as
+    `whole_dataset`."""
+    if rooms.store.remote:
+        return None
+    found = rooms.store.instance(key, ())
+    if found is None or found[0].deflated or found[0].transfer_syntax not in taken(found[0].sop_class_uid):
+        return None
+    return whole_dataset(rooms, key, taken)
 
 
 def whole_dataset(rooms: Rooms, key: InstanceKey, taken: Callable[[str], Sequence[str]]) -> WholeDataset:
@@ -55,18 +80,35 @@ def whole_dataset(rooms: Rooms, key: InstanceKey, taken: Callable[[str], Sequenc
     try:
         selection.require_undamaged()
         (row,) = selection.rows()
-        syntax, chunks = _chosen(retrieval, row, taken(row.sop_class_uid))
-        return WholeDataset(row, syntax, chunks, retrieval)
+        syntaxes, stored = taken(row.sop_class_uid), row.transfer_syntax
+        if stored in syntaxes:
+            return WholeDataset(row, stored, *_as_stored(retrieval, row), retrieval)
+        syntax, chunks = _chosen(retrieval, row, syntaxes)
+        return WholeDataset(row, syntax, chunks, None, retrieval)
     except BaseException:
         retrieval.end()
         raise
 
 
+def _as_stored(retrieval: Retrieval, row: InstanceRow) -> tuple[Iterator[bytes], StoredRange | None]:
+    start = _end_of_meta(retrieval, row) if row.deflated else row.dataset_offset
+    place = span(row, start, row.location.length - start)
+    windows = retrieval.selection.lease.windows(place.segment, place.offset, place.length)
+    if next(windows, None) == (place.offset, place.length):
+        retrieval.endings.append(partial(close_windows, windows))
+        descriptor = retrieval.selection.lease.fd(place.segment)
+        return iter(()), StoredRange(descriptor, place.offset, place.length)
+    close_windows(windows)
+    return piece_chunks(retrieval.selection, place), None
+
+
+def close_windows(windows: Iterator[tuple[int, int]]) -> None:
+    if isinstance(windows, Generator):
+        windows.close()
+
+
 def _chosen(retrieval: Retrieval, row: InstanceRow, syntaxes: Sequence[str]) -> tuple[str, Iterator[bytes]]:
     stored = row.transfer_syntax
-    if stored in syntaxes:
-        start = _end_of_meta(retrieval, row) if row.deflated else row.dataset_offset
-        return stored, piece_chunks(retrieval.selection, span(row, start, row.location.length - start))
     possible = possible_targets(retrieval, [stored])[stored]
     if EXPLICIT_VR_LITTLE_ENDIAN in possible:
         if EXPLICIT_VR_LITTLE_ENDIAN in syntaxes:

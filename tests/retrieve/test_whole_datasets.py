@@ -1,6 +1,7 @@
 """Whole datasets for a peer that takes Implicit VR Little Endian alone."""
 
 import io
+import os
 
 import clinic
 import pydicom
@@ -52,6 +53,10 @@ def test_implicit_vr(tmp_path, syntax):
     (change,) = store.changes()
     whole = Retrieve(store, pool).dataset(change.key, lambda sop_class: [ImplicitVRLittleEndian])
     content = b"".join(whole.chunks)
+    if whole.stored is not None:
+        descriptor, offset, length = whole.stored
+        content = os.pread(descriptor, length, offset)
+    assert (whole.stored is not None) == implicit
     whole.close()
     assert whole.syntax == ImplicitVRLittleEndian
     found = pydicom.dcmread(io.BytesIO(content), force=True)

@@ -42,7 +42,7 @@ from streamsrv.query.levels import is_below
 from streamsrv.query.matching import MatchingOptions
 from streamsrv.web.access.principal import Right
 
-PORTION = 100  # matches that a thread takes at a time
+PORTION = 128  # matches that a thread takes at a time
 PATIENT_ID = "00100020"
 # NumberOfPatientRelatedStudies, -Series, -Instances, and the number in each study that they add up.
 PATIENT_COUNTS = {"00201200": None, "00201202": "00201206", "00201204": "00201208"}
@@ -111,17 +111,19 @@ class FindOperation:
         found = wanted.joined(searches.datasets(wanted.query, talk.peer.address))
         loop = asyncio.get_running_loop()
 
-        def portion() -> list[bytes]:
+        def portion() -> tuple[bytes, bool]:
+            matches = list(itertools.islice(found, PORTION))
             pieces: list[bytes] = []
-            for match in itertools.islice(found, PORTION):
+            for match in matches:
                 pieces += head, *data_pdus(context.number, writer.dataset(match), talk.longest)
-            return pieces
+            return b"".join(pieces), len(matches) < PORTION
 
+        is_last = False
         while not self._cancelled:
-            pieces = await loop.run_in_executor(talk.rooms.threads, portion)
-            if not pieces:
+            if is_last:
                 return OperationOutcome(DimseStatus.SUCCESS)
-            await talk.send(b"".join(pieces))
+            content, is_last = await loop.run_in_executor(talk.rooms.threads, portion)
+            await talk.send(content)
         await loop.run_in_executor(talk.rooms.threads, found.close)
         return OperationOutcome(DimseStatus.CANCEL)
 

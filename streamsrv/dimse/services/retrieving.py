@@ -16,6 +16,7 @@ Rules of this file
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
@@ -190,7 +191,7 @@ class RetrieveOperation:
         try:
             status = await channel.store(dataset, originator)
         finally:
-            dataset.close()
+            channel.close(dataset)
         self._counts.add(status, dataset.row.key.instance)
         if status:
             name, instance = self._talk.peer.principal.name, dataset.row.key.instance
@@ -204,7 +205,7 @@ class RetrieveOperation:
         waiting: list[tuple[InstanceKey, asyncio.Task[OutgoingDataset | None]]] = []
         try:
             async for key in self._keys(query):
-                waiting.append((key, asyncio.create_task(self._in_thread(self._opened, key, channel))))
+                waiting.append((key, asyncio.create_task(self._opened(key, channel))))
                 if len(waiting) > 1:
                     yield waiting[0][0], await waiting.pop(0)[1]
             if waiting:
@@ -212,7 +213,7 @@ class RetrieveOperation:
         finally:
             for _, task in waiting:
                 if (dataset := await task) is not None:
-                    dataset.close()
+                    channel.close(dataset)
 
     async def _keys(self, query: Query) -> AsyncIterator[InstanceKey]:
         hits = self._hits(query)
@@ -226,18 +227,17 @@ class RetrieveOperation:
         for hit in searches.hits(query, talk.peer.address):
             yield InstanceKey(hit.study, hit.series or "", hit.instance or "")
 
-    def _opened(self, key: InstanceKey, channel: Channel) -> OutgoingDataset | None:
-        talk = self._talk
+    async def _opened(self, key: InstanceKey, channel: Channel) -> OutgoingDataset | None:
+        """In the loop if nothing of it would block: a turn through a thread takes longer."""
         try:
-            dataset = talk.rooms.retrieve(talk.peer.principal).dataset(key, channel.syntaxes)
-            try:
-                return OutgoingDataset(dataset, channel.longest)
-            except BaseException:
-                dataset.close()
-                raise
+            retrieve = self._talk.rooms.retrieve(self._talk.peer.principal)
+            with contextlib.suppress(BlockingIOError):
+                if (dataset := retrieve.dataset_at_hand(key, channel.syntaxes)) is not None:
+                    return channel.opened(dataset, at_once=True)
+            return await self._in_thread(lambda: channel.opened(retrieve.dataset(key, channel.syntaxes)))
         except (StreamsrvError, OSError) as error:
             known = system_error(error, "reading") if isinstance(error, OSError) else error
-            name = talk.peer.principal.name
+            name = self._talk.peer.principal.name
             log.warning("%s of %s: %s is not sent: %s", self.name, name, key.instance, known.detail)
             return None
 
