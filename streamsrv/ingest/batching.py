@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import TypeAlias
 
-from streamsrv.errors import NotDicom, RequestError, StreamsrvError
+from streamsrv.errors import InstanceRefused, RequestError, StreamsrvError
 from streamsrv.ingest.response import FailedItem, StoreResult
 from streamsrv.ingest.transaction import HEAVY_INSTANCE, Ingest
 from streamsrv.store import Store, Transaction
@@ -88,7 +88,7 @@ class InstanceBatch:
             self._taken.append(ingest)
         except RequestError as error:
             self._transaction.back_to(end)
-            self._taken.append(FailedItem.of(NotDicom(error.detail)))
+            self._taken.append(FailedItem.of(InstanceRefused(error.detail)))
         except BaseException:
             self._transaction.back_to(end)
             ingest.abort()

@@ -15,7 +15,7 @@ from streamsrv.errors import (
     MultipartError,
     StoreError,
 )
-from streamsrv.ingest import Ingest, IngestLimits, StoreOutcome, store_batch
+from streamsrv.ingest import Ingest, IngestLimits, InstanceBatch, StoreOutcome, store_batch
 from streamsrv.ingest.response import StoreResult
 from streamsrv.store.fileops import Buffer, FileOps
 from streamsrv.store.rows import FIRST_RECORD, OnDuplicate
@@ -232,3 +232,35 @@ def test_nobody_is_forgotten_when_something_else_fails(store: Store, monkeypatch
     monkeypatch.setattr(SegmentTransaction, "back_to", back_to)
     outcomes = store_batch(store, bodies)
     assert [type(each) for each in outcomes] == [OSError, MultipartError, OSError]
+
+
+def test_instances_that_come_one_after_the_other(store: Store, disk: Counting) -> None:
+    """Each has an outcome of its own. A source that fails leaves nothing."""
+    limits = IngestLimits(instance_bytes=len(part10("1.2.3.4.1")) + 100)
+    batch = InstanceBatch(store, lambda: Ingest(store, content_type="application/dicom", limits=limits))
+
+    def broken() -> Iterator[bytes]:
+        yield part10("1.2.3.4.5")[:200]
+        raise OSError("the source ended")
+
+    batch.take([part10("1.2.3.4.1")])
+    batch.take([b"no DICOM"])
+    with pytest.raises(OSError, match="the source ended"):
+        batch.take(broken())
+    batch.take([part10("1.2.3.4.2"), bytes(200)])
+    batch.take([memoryview(part10("1.2.3.4.3"))[:150], part10("1.2.3.4.3")[150:]])
+    batch.take([])
+    batch.take([part10("1.2.3.4.1")])
+    assert len(batch) == 6
+    disk.syncs = 0
+    results = batch.commit()
+    assert [stored(each) for each in results] == [["1.2.3.4.1"], [], [], ["1.2.3.4.3"], [], []]
+    assert [failures(each) for each in results] == [[], [43264], [272], [], [], [45070]]
+    assert sorted(payloads(store)) == sorted([part10("1.2.3.4.1"), part10("1.2.3.4.3")])
+
+
+def test_instances_of_a_batch_that_is_given_up(store: Store) -> None:
+    batch = InstanceBatch(store, lambda: Ingest(store, content_type="application/dicom"))
+    batch.take([part10("1.2.3.4.1")])
+    batch.abort()
+    assert payloads(store) == []

@@ -239,10 +239,20 @@ def test_a_dicomdir_of_every_kind_of_instance(tmp_path):
         path.write_bytes(world.file_of(dataset))
         dicomdir.keep(rows, dicomdir.records_of(path, dicomdir.file_id(number), dataset.StudyInstanceUID))
     dicomdir.write(rows, tmp_path)
+    rows.execute("COMMIT")
     rows.close()
     assert leaves(tmp_path).keys() == {each.SOPInstanceUID for each in datasets}
+    path = tmp_path / dicomdir.file_id(0)
+    datasets[0].PatientID = "ANOTHER"  # the instance was replaced
+    path.write_bytes(world.file_of(datasets[0]))
+    rows = open_table(tmp_path / "table", dicomdir.SCHEMA, "run")
+    dicomdir.keep(rows, dicomdir.records_of(path, dicomdir.file_id(0), datasets[0].StudyInstanceUID))
+    dicomdir.write(rows, tmp_path)
+    rows.close()
+    assert len(file_set(tmp_path)) == len(datasets)
+    assert len(file_set(tmp_path).find(PatientID="ANOTHER")) == 1
     found = file_set(tmp_path)
-    assert len(found.find(PatientID="P-1", Modality="CT")) == 3
+    assert len(found.find(PatientID="P-1", Modality="CT")) == 2
     assert len(found.find(StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.3.1")) == 3
     assert found.find(SOPInstanceUID=world.SLIDE)[0].PatientName == "Müller^Jörg"
     report = bare(9)

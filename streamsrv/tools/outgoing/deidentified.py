@@ -198,7 +198,7 @@ class Deidentifier:
             return remark
         except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, EOFError) as fault:
             raise CannotDeidentify(f"it cannot be de-identified: {fault}") from fault
-        except (StreamsrvError, InvalidDicomError, OSError, RecursionError) as fault:
+        except (StreamsrvError, InvalidDicomError, RecursionError, struct.error) as fault:
             detail = getattr(fault, "detail", None) or str(fault)
             raise CannotDeidentify(f"it cannot be de-identified: {detail}") from fault
 
@@ -247,7 +247,7 @@ class Deidentifier:
                 del dataset[tag]
                 continue
             raw = dataset.get_item(tag)
-            vr = raw.VR if raw.VR not in (None, "UN") else dataset[tag].VR
+            vr = _first(raw.VR if raw.VR not in (None, "UN") else dataset[tag].VR)
             if tag in (PATIENT_NAME, PATIENT_ID):
                 pseudonym = self.patient(own, "") if own else patient
                 dataset[tag] = DataElement(tag, vr, pseudonym)
@@ -291,7 +291,8 @@ class Deidentifier:
         if element.VR == "UI":
             self._map(element)
         elif element.VR != "SQ":
-            dataset[tag] = DataElement(tag, element.VR, DUMMIES[element.VR])
+            vr = _first(element.VR)
+            dataset[tag] = DataElement(tag, vr, DUMMIES[vr])
         else:
             for item in element.value:
                 for each in list(item.keys()):
@@ -299,6 +300,11 @@ class Deidentifier:
                         del item[each]
                     else:
                         self._replace(item, each)
+
+
+def _first(vr: str) -> str:
+    """The first of several possible VRs (PS3.6), such as `US or SS`."""
+    return vr.partition(" ")[0]
 
 
 def _require_whole(file: IO[bytes]) -> None:

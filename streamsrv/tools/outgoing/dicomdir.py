@@ -50,7 +50,7 @@ SUBSTITUTES = {
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (key TEXT PRIMARY KEY, content BLOB) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS leaves (
-    patient TEXT, study TEXT, series TEXT, instance TEXT, content BLOB,
+    patient TEXT, study TEXT, series TEXT, instance TEXT, path TEXT UNIQUE, content BLOB,
     PRIMARY KEY (patient, study, series, instance)
 ) WITHOUT ROWID;
 """
@@ -61,8 +61,10 @@ class NoRecord(Exception):
 
 
 class InstanceRecords(NamedTuple):
-    """The encoded records from the patient down, or a leaf alone, and the keys that order them."""
+    """The encoded records of the file at `path` from the patient down, or a leaf alone, and the keys that
+    order them."""
 
+    path: str
     keys: tuple[str, str, str, str]
     above: list[bytes]
     leaf: bytes
@@ -86,7 +88,7 @@ def records_of(file: Path, path: str, study: str) -> InstanceRecords:
         leaf.ReferencedFileID = path.split("/")
         uids = str(instance.get("StudyInstanceUID", "")), str(instance.get("SeriesInstanceUID", ""))
         keys = (patient, *uids, str(instance.SOPInstanceUID)) if above else ("", "", "", path)
-        return InstanceRecords(keys, [_encoded(each) for each in above], _encoded(leaf))
+        return InstanceRecords(path, keys, [_encoded(each) for each in above], _encoded(leaf))
     except (ValueError, AttributeError, KeyError, TypeError, NotImplementedError, OSError) as fault:
         raise NoRecord(f"no record in the DICOMDIR: {fault}") from fault
 
@@ -102,7 +104,8 @@ def keep(rows: sqlite3.Connection, records: InstanceRecords) -> None:
     for depth, content in enumerate(records.above, 1):
         key = _key(records.keys[:depth])
         rows.execute("INSERT OR IGNORE INTO records VALUES (?, ?)", (key, content))
-    rows.execute("INSERT OR REPLACE INTO leaves VALUES (?, ?, ?, ?, ?)", (*records.keys, records.leaf))
+    values = *records.keys, records.path, records.leaf
+    rows.execute("INSERT OR REPLACE INTO leaves VALUES (?, ?, ?, ?, ?, ?)", values)
 
 
 def _key(keys: tuple[str, ...]) -> str:
@@ -123,8 +126,9 @@ def write(rows: sqlite3.Connection, out: Path) -> None:
 def _tree(rows: sqlite3.Connection) -> Iterator[tuple[int, bytes]]:
     """(depth, record) of all records, each before those below it."""
     last: tuple[str, ...] = ()
-    for *keys, content in rows.execute("SELECT * FROM leaves ORDER BY patient, study, series, instance"):
-        above = tuple(keys[:3]) if keys[0] else ()
+    select = "SELECT patient, study, series, content FROM leaves ORDER BY patient, study, series, instance"
+    for *keys, content in rows.execute(select):
+        above = tuple(keys) if keys[0] else ()
         same = 0
         while same < min(len(above), len(last)) and above[same] == last[same]:
             same += 1
