@@ -43,7 +43,7 @@ from streamsrv.wire.resources import Kind, Target, instance_url
 # Entries of a frame table that are read from a database at a time, and that are kept.
 ENTRIES, ENTRIES_KEPT = 64, 16_384
 # Bytes of the longest frame that a thread reads into memory.
-LARGEST_READ = 256 << 10
+LARGEST_READ = 64 << 10
 
 
 Found: TypeAlias = "CachedInstance | Callable[[], CachedInstance | None] | None"

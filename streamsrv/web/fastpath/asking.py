@@ -19,6 +19,9 @@ log = logging.getLogger("streamsrv.web")
 
 Then = Callable[[], None]
 
+# Frames that are read by one question, and are in memory at the same time.
+TOGETHER = 64
+
 
 class FrameAsker:
     """Called in the loop, which calls back."""
@@ -43,7 +46,7 @@ class FrameAsker:
     def _run(self) -> None:
         while True:
             with self._lock:
-                group, self._waiting = self._waiting, []
+                group, self._waiting = self._waiting[:TOGETHER], self._waiting[TOGETHER:]
                 self._reading = bool(group)
             if not group:
                 return
