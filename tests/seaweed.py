@@ -48,13 +48,13 @@ class Seaweed:
         """`volumes` of 64 MB."""
         self._folder = folder
         self._processes = []
-        self.filer, master, volume = self._ports = [free_pair() for _ in range(3)]
+        self.filer, self.master, volume = self._ports = [free_pair() for _ in range(3)]
         self._config = folder / "s3.json"
         rights = [f"{action}:{BUCKET}" for action in ("Read", "Write", "List")]
         identities = [identity(ADMIN, "Admin", "Read", "Write", "List"), identity(NODE, *rights)]
         self._config.write_text(json.dumps({"identities": identities}))
         (folder / "data").mkdir()
-        ports = [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={self.filer}"]
+        ports = [f"-master.port={self.master}", f"-volume.port={volume}", f"-filer.port={self.filer}"]
         small = [f"-volume.max={volumes}", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"]
         here = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", "-filer"]
         self._start("server", *here, *ports, *small)

@@ -1,0 +1,116 @@
+"""The files of conf/ for two nodes of one store: HAProxy in front of real nodes, and the compose file."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+from kill_world import children, waited
+from live_server import ROOT, free_port, start_server
+from obstore import put
+from seaweed import ADMIN, BUCKET, program, variables
+from small_client import LOST, Client, NotSent, file_of, key_of
+
+from streamsrv import config
+
+CONF = ROOT / "conf"
+
+
+@pytest.fixture
+def balancer(tmp_path):
+    """conf/haproxy-nodes.cfg on this machine, for nodes on these ports: its process and its origin."""
+    processes = []
+
+    def start(*ports):
+        text, port = (CONF / "haproxy-nodes.cfg").read_text(), free_port()
+        for name, number in zip(("node-one", "node-two"), ports, strict=True):
+            text = text.replace(f"{name}:8943", f"127.0.0.1:{number}")
+        file = tmp_path / "haproxy.cfg"
+        file.write_text(text.replace("bind :8943", f"bind 127.0.0.1:{port}"))
+        processes.append(subprocess.Popen(["haproxy", "-db", "-f", str(file)]))
+        return f"http://127.0.0.1:{port}"
+
+    yield start
+    for process in processes:
+        process.terminate()
+        process.wait()
+
+
+def test_a_balancer_leaves_a_node_that_was_killed(tmp_path, database_server, object_store, balancer):
+    """Under load: a client that repeats what had no answer loses nothing."""
+    flags = ("--index", database_server.url("balanced"), "--segments", f"s3://{BUCKET}/balanced")
+    flags += ("--on-duplicate", "accept-identical", "--trusted-proxies", "127.0.0.1", "--allowed-hosts", "*")
+    named = variables(object_store.endpoint)
+    nodes = [start_server(tmp_path / name, *flags, workers=1, variables=named) for name in "ab"]
+    origin = balancer(*(urlsplit(node.origin).port for node in nodes))
+    files = {key_of(1, 1, number): file_of(key_of(1, 1, number), 1, 5_000) for number in range(40)}
+    try:
+        client = Client(origin)
+        waited(lambda: answered(client, "/studies") in (200, 204), "the balancer")
+        for number, body in enumerate(files.values()):
+            if number == 10:
+                used = next(node for node in nodes if "/v2/studies" in node.log.read_text())
+                for victim in (used.process.pid, *children(used.process.pid)):
+                    os.kill(victim, signal.SIGKILL)
+            waited(lambda body=body: stored(client, body), "a store")
+        assert {key: client.read(key) for key in files} == files
+        client.close()
+    finally:
+        for node in nodes:
+            if node.process.poll() is None:
+                node.end()
+
+
+def answered(client, path):
+    try:
+        return client.ask("GET", path).status
+    except (*LOST, NotSent):
+        return 0
+
+
+def stored(client, body):
+    try:
+        return client.store([body]).status == 200
+    except (*LOST, NotSent):
+        return False
+
+
+def test_the_compose_file_of_a_cluster():
+    parts = yaml.safe_load((CONF / "compose-cluster.yaml").read_text())
+    services = parts["services"]
+    one, two = services["node-one"], services["node-two"]
+    assert {**one, "volumes": 0} == {**two, "volumes": 0}
+    named = {name: value for name, value in one["environment"].items() if name.startswith("STREAMSRV_")}
+    settings = config.load(environment=named)
+    assert settings.segments == "s3://archive/store"
+    assert settings.index.startswith("postgresql://streamsrv@database/")
+    (identity,) = json.loads((CONF / "seaweedfs-s3.json").read_text())["identities"]
+    (pair,) = identity["credentials"]
+    assert pair["accessKey"] == one["environment"]["AWS_ACCESS_KEY_ID"]
+    assert pair["secretKey"] == one["environment"]["AWS_SECRET_ACCESS_KEY"]
+    assert services["database"]["environment"]["POSTGRES_PASSWORD"] == one["environment"]["PGPASSWORD"]
+    for service in services.values():
+        for volume in service.get("volumes", ()):
+            source = volume.partition(":")[0]
+            assert (CONF / source).exists() if source.startswith(".") else source in parts["volumes"]
+
+
+def test_the_bucket_is_made_as_in_the_compose_file(object_store):
+    """By `weed shell`; then the rights of a node are enough."""
+    services = yaml.safe_load((CONF / "compose-cluster.yaml").read_text())["services"]
+    (command,) = services["make-bucket"]["command"]
+    asked = re.search("echo '(.*)'", command)[1].replace("archive", "made-by-shell")
+    done = subprocess.run(
+        [program(), "shell", f"-master=127.0.0.1:{object_store.master}"],
+        input=asked,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "made-by-shell" in done.stdout
+    put(object_store.store(ADMIN, "made-by-shell"), "one", b"content")
