@@ -246,10 +246,10 @@ def test_a_hook_of_one_node_tells_and_forwards_the_changes_of_all(nodes, clients
             assert verb("hook", "forward", service.url, "--name", "sent", *where)[0] == 0
             states = Hooks(one.data)
             waited(lambda: states.state("told").last_id and states.state("sent").last_id, "the hooks")
-            keys = [key_of(9, 1, number) for number in (1, 2)]
+            keys = [key_of(47, 1, number) for number in (1, 2)]
             for client, key in zip(clients, keys, strict=True):
                 assert client.store([file_of(key, 1, 20_000)]).status == 200
-            waited(lambda: receiver.told("complete") >= {"1.2.9"}, "completion")
+            waited(lambda: receiver.told("complete") >= {"1.2.47"}, "completion")
             waited(lambda: states.state("sent").delivered, "the study")
             parts = [part for _, _, parts in service.requests for part in parts]
             assert set(parts) == {file_of(key, 1, 20_000) for key in keys}
