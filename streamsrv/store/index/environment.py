@@ -47,7 +47,7 @@ SCHEMA = "3"
 # LMDB of another minor version may have another file format: 1.0 cannot read the files of 0.9.
 FILE_FORMAT = "LMDB {}.{}".format(*lmdb.version())
 
-RUN = 64  # rows read at once: at most so many too many
+FIRST_RUN, RUN = 4, 64  # rows read at once: at most so many too many
 MAP_SIZE = 1 << 40  # sparse: address space, not disk
 STARTING = 2.0  # seconds that another process may take to create its lock file
 MAX_READERS = 1024  # one for each thread that reads, of all processes; LMDB's default is 126
@@ -277,7 +277,7 @@ class Environment:
         cursor = transaction.cursor(db=self.handles[name])
         there = cursor.set_range(first) if first else cursor.first()
         rows = cursor.iternext() if there else iter(())
-        while run := list(islice(rows, min(size - len(found), RUN))):
+        while run := list(islice(rows, min(size - len(found), RUN if found else FIRST_RUN))):
             found += run
             if not run[-1][0].startswith(start):
                 break
@@ -299,8 +299,8 @@ class Environment:
         begin, back, go_on = _BACKWARDS if descending else _FORWARDS
         cursor = transaction.cursor(db=self.handles["attributes"])
         more = go_on(cursor, *place) if place else begin(cursor, high if descending else low)
-        while more and low <= cursor.key() <= high:
-            yield cursor.item()
+        while more and low <= (item := cursor.item())[0] <= high:
+            yield item
             more = back(cursor)
 
     def keys(self, transaction: Transaction, at: bytes, end: bytes, size: int, needle: Needle) -> KeysRead:
