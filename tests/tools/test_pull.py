@@ -165,6 +165,7 @@ SERIES = "/studies/1.2/series/1.2.3"
 ALL = [f"{SERIES}/instances/{uid}" for uid in world.CT_INSTANCES]
 
 
+@pytest.mark.parametrize("place", ["--data"], indirect=True)
 @pytest.mark.parametrize(
     ("script", "retrieved"),
     [
@@ -211,6 +212,7 @@ def test_a_run_that_broke_off_goes_on(scripted, target, place, capsys):
     assert files_of(target) == set(FILES[:3])
 
 
+@pytest.mark.parametrize("place", ["--data"], indirect=True)
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_source_that_refuses_everything(scripted, place, capsys, status):
     scripted.script += [status] * 9
@@ -220,6 +222,7 @@ def test_a_source_that_refuses_everything(scripted, place, capsys, status):
     assert f"HTTP status {status}" in out + err
 
 
+@pytest.mark.parametrize("place", ["--data"], indirect=True)
 def test_a_search_without_pages(scripted, target, place, capsys):
     scripted.ignores_offset = True
     assert pull(capsys, "--from", scripted.url, *place)[1]["stored"] == 3
