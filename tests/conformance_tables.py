@@ -110,7 +110,10 @@ def failures():
         (error.failure_reason, f"{error.failure_reason:04X}", meaning)
         for error, meaning in (
             (InstanceRefused, "readable, yet over a limit"),
-            (NotAuthorized, "outside the rule of the client, or in a study that is"),
+            (
+                NotAuthorized,
+                "outside the rule of the client, or one with the same three UIDs is stored that is",
+            ),
             (NotDicom, "not a DICOM Part 10 file, or one of its UIDs is missing or malformed"),
             (StudyMismatch, "belongs to another study than the one in the URL"),
             (AlreadyStored, "stored already"),
