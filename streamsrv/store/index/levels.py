@@ -262,24 +262,23 @@ class Levels:
     def _beyond(self, study: str, whole: JsonDataset) -> set[str]:
         """The terms of variants that the whole study, or their whole series, has not: "x", the series or
         nothing, NUL, the term."""
-        found, terms_of_whole = set[str](), terms(Level.STUDY, whole)
-        attributes_of_whole = at_level(whole, Level.STUDY)
+        found, of_variants, attributes_of_whole = set[str](), set[bytes](), at_level(whole, Level.STUDY)
         for series, group in groupby(self._variants_under(prefix(study)), lambda each: each.series):
             several = list(group)
-            for each in several:
-                attributes = at_level(each.attributes, Level.STUDY)
-                modality = _modality(each.attributes)
+            parsed = [each.attributes for each in several]
+            for each in parsed:
+                attributes, modality = at_level(each, Level.STUDY), _modality(each)
                 if attributes != attributes_of_whole or modality not in whole[_MODALITIES].get("Value", ()):
                     attributes |= {_MODALITIES: {"vr": "CS", "Value": [modality] if modality else []}}
-                    more = terms(Level.STUDY, attributes) - terms_of_whole
-                    found |= {f"x\0{term.decode('latin-1')}" for term in more}
+                    of_variants |= terms(Level.STUDY, attributes)
             if len(several) > 1:
                 merged, _ = merge(Level.SERIES, [each.variant for each in several])
-                below = (at_level(each.attributes, Level.SERIES) for each in several)
+                below = (at_level(each, Level.SERIES) for each in parsed)
                 more = {term for each in below for term in terms(Level.SERIES, each)}
                 more -= terms(Level.SERIES, merged)
                 found |= {f"x{series}\0{term.decode('latin-1')}" for term in more}
-        return found
+        more = of_variants - terms(Level.STUDY, whole) if of_variants else set()
+        return found | {f"x\0{term.decode('latin-1')}" for term in more}
 
     def _list_apart(self, study: str, before: set[str], after: set[str]) -> None:
         for names, change in (

@@ -137,7 +137,9 @@ class Visibility:
         if version > self._version:
             self._forget_changed(transaction, version)
         if version == self._version:
-            known = self._parts.get(study) or self._known.get(study)
+            known: Seen | None = self._known.get(study)
+            if known is None:
+                known = self._parts.get(study)
             if known is not None:
                 return known
         if value is None:
@@ -153,7 +155,10 @@ class Visibility:
 
     def row(self, transaction: Transaction, study: str, value: bytes | None) -> bytes | None:
         """The row of the study, `value`, as it is without invisible instances; None without visible ones."""
-        return _row_of(self.sees(transaction, study, value), value) if value is not None else None
+        if value is None:
+            return None
+        seen = self.sees(transaction, study, value)
+        return value if seen is True else _row_of(seen, value)
 
     def shows(self, transaction: Transaction, key: bytes, value: bytes | None = None) -> bool:
         """Whether a series or instance that exists is visible. `key` is study \0 series, or that and \0
