@@ -60,6 +60,20 @@ class ClusterWorld(World):
         self.serve()
         self.verify(load)
 
+    def kill_compaction(self, passage):
+        """It is begun again while there is nothing to compact."""
+
+        def died():
+            process = self.compaction({"STREAMSRV_FAILPOINT": f"in-compaction@{passage}"})
+            assert process.wait() in (0, -signal.SIGKILL)
+            return process.returncode != 0
+
+        with Load(self) as load:
+            waited(lambda: load.check() or died(), "the death of a compaction")
+            self._go_on(load)
+        self.counts["in-compaction"] += 1
+        self.verify(load)
+
     def stop(self):
         for number, node in enumerate(self.nodes):
             if node is not None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import random
 import signal
 import subprocess
 import threading
@@ -12,7 +11,7 @@ from unittest import mock
 from urllib.parse import urlsplit
 
 import pytest
-from cluster_world import ClusterWorld, is_worker
+from cluster_world import is_worker
 from fake_service import running as serving
 from kill_world import children, verb, waited
 from live_server import environment, executable, start_server
@@ -22,26 +21,6 @@ from test_tutorial import run_through, steps_of_page
 from webhook_receiver import Receiver
 
 from streamsrv.events.hooks import Hooks
-
-
-def test_nodes_that_are_killed(tmp_path, database_server, object_store):
-    """At each step of a store and a delete, and whole nodes: nothing acknowledged is lost, nothing that is
-    deleted returns, both nodes agree, and the sweepers leave no object behind."""
-    seed = random.SystemRandom().randrange(1 << 32)
-    print("seed", seed)
-    world = ClusterWorld(tmp_path, seed, "killed_nodes", database_server, object_store)
-    try:
-        for point in ("mid-body", "before-data-sync", "after-data-sync", "after-commit", "in-delete"):
-            world.serve()
-            world.kill_at(point)
-        world.serve()
-        world.kill_node()
-        for passage in (1, 2):
-            world.kill_compaction(passage)
-        world.must_be_swept()
-    finally:
-        world.stop()
-
 
 KEYS = [key_of(study, series, number) for study in (1, 2) for series in (1, 2) for number in range(3)]
 FILES = {key: file_of(key, 1, 20_000) for key in KEYS}
