@@ -27,8 +27,9 @@ from small_client import file_of, key_of
 from streamsrv.audit.reading import entries_of
 
 AS_STORED = {"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'}
-MUTANTS = 300 * int(os.environ.get("SOAK", "1"))
-KILLS = 2 * int(os.environ.get("SOAK", "1"))
+SOAK = int(os.environ.get("SOAK", "1"))
+MUTANTS = 300 if SOAK == 1 else 10_000
+KILLS = 2 if SOAK == 1 else 5 * SOAK
 # Options of storescu and the syntaxes that they propose.
 PROPOSALS = {
     "-xe": "1.2.840.10008.1.2.1",

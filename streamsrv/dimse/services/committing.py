@@ -21,7 +21,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from streamsrv.audit.entries import Event, EventOutcome
-from streamsrv.dicom.instance import JsonDataset
 from streamsrv.dicom.json.values import text, values
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
 from streamsrv.dicom.values import UID
@@ -122,7 +121,7 @@ class CommitmentOperation:
             comment = f"the request has more than {LONGEST_REQUEST} bytes: ask for fewer instances"
             return OperationOutcome(DimseStatus.RESOURCE_LIMITATION, comment)
         try:
-            self._wanted = references(dataset_of(bytes(self._content), self._context.transfer_syntax))
+            self._wanted = await talk.read(references, bytes(self._content), self._context.transfer_syntax)
         except NotDicom as error:
             return OperationOutcome(DimseStatus.INVALID_ARGUMENT, error.detail)
         finally:
@@ -175,10 +174,11 @@ class CommitmentOperation:
 
     async def _send(self, channel: Channel, context: int, syntax: str, result: CommitmentResult) -> None:
         """Raises PeerLost."""
-        dataset = result.dataset(syntax, self._talk.title)
+        loop, talk = asyncio.get_running_loop(), self._talk
+        dataset = await loop.run_in_executor(talk.rooms.threads, result.dataset, syntax, talk.title)
         status = await channel.report(context, COMMITMENT, COMMITMENT_INSTANCE, result.event, dataset)
         if status:
-            log.warning("%s answered a commitment with %04X", self._talk.peer.principal.name, status)
+            log.warning("%s answered a commitment with %04X", talk.peer.principal.name, status)
 
     # In a thread
 
@@ -206,9 +206,10 @@ class CommitmentOperation:
                 yield row.key.instance, "" if row.damaged else row.sop_class_uid
 
 
-def references(dataset: JsonDataset) -> tuple[str, list[tuple[str, str]]]:
+def references(content: bytes, syntax: str) -> tuple[str, list[tuple[str, str]]]:
     """The Transaction UID, and SOP Class and Instance UID of each reference (PS3.4 Table J.3-1). Raises
     NotDicom."""
+    dataset = dataset_of(content, syntax)
     transaction = text(dataset, f"{TRANSACTION:08X}")
     if not UID.fullmatch(transaction):
         raise NotDicom("Transaction UID (0008,1195) is no UID")

@@ -85,7 +85,7 @@ class FindOperation:
         if self.received > LONGEST_IDENTIFIER:
             return OperationOutcome(DimseStatus.CANNOT_UNDERSTAND, "the identifier is too long")
         try:
-            identifier = identifier_of(bytes(self._content), self._context.transfer_syntax)
+            identifier = await talk.read(identifier_of, bytes(self._content), self._context.transfer_syntax)
             if identifier.level not in self._model.levels:
                 return self._wrong_level()
             return await self._answered(identifier)

@@ -135,7 +135,7 @@ class RetrieveOperation:
         if self.received > LONGEST_IDENTIFIER:
             return OperationOutcome(DimseStatus.CANNOT_UNDERSTAND, "the identifier is too long")
         try:
-            identifier = identifier_of(bytes(self._content), self._context.transfer_syntax)
+            identifier = await talk.read(identifier_of, bytes(self._content), self._context.transfer_syntax)
             query = wanted(identifier, self._model)
         except BadRequest as error:
             return OperationOutcome(DimseStatus.MISMATCH, error.detail)
