@@ -375,6 +375,7 @@ class Association:
         if self._layer.state is LayerState.CLOSING:
             return
         view = memoryview(content)
+        view = view[self._connection.send_at_once(view) :]
         try:
             for at in range(0, len(view), AT_ONCE):
                 async with asyncio.timeout(self._limits.stall_timeout):

@@ -88,7 +88,7 @@ class Retrieve:
 
     def dataset_at_hand(self, key: InstanceKey, taken: Callable[[str], Sequence[str]]) -> WholeDataset | None:
         """The same for the event loop; None if it would block."""
-        return dataset_at_hand(self._rooms, key, taken)
+        return dataset_at_hand(self._rooms.store, key, taken)
 
     def cached_frames(self, request: Request, target: Target) -> Found:
         """For a client that requests the frames of an instance one by one (retrieve/cached_frames.py). A

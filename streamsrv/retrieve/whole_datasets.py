@@ -21,12 +21,12 @@ from streamsrv.dicom.syntaxes import (
     IMPLICIT_VR_LITTLE_ENDIAN,
 )
 from streamsrv.dicom.window import ReadLimits, ReadWindow
-from streamsrv.errors import NotAcceptable
+from streamsrv.errors import NotAcceptable, SegmentGone
 from streamsrv.pixels.transcoding import piece_chunks
 from streamsrv.plans.payloads import as_piece, reader, span
 from streamsrv.retrieve.answering import Retrieval, Rooms
 from streamsrv.retrieve.instances import possible_targets, sent
-from streamsrv.store import InstanceKey, InstanceRow
+from streamsrv.store import InstanceKey, InstanceRow, Store
 from streamsrv.wire.accept import InstancesChoice
 from streamsrv.wire.answers import Piece, Request
 from streamsrv.wire.resources import target_of
@@ -51,23 +51,27 @@ class WholeDataset:
     syntax: str
     chunks: Iterator[bytes]
     stored: StoredRange | None
-    _retrieval: Retrieval
-
-    def close(self) -> None:
-        self._retrieval.end()
+    close: Callable[[], None]
 
 
 def dataset_at_hand(
-    rooms: Rooms, key: InstanceKey, taken: Callable[[str], Sequence[str]]
+    store: Store, key: InstanceKey, taken: Callable[[str], Sequence[str]]
 ) -> WholeDataset | None:
-    """A dataset that is sent as it is stored, for the event loop. None if that would block. Raises as
-    `whole_dataset`."""
-    if rooms.store.remote:
+    """A dataset that is sent as it is stored, for the event loop. None if that would block, or if it has to
+    be refused."""
+    found = None if store.remote else store.instance(key, ())
+    if found is None:
         return None
-    found = rooms.store.instance(key, ())
-    if found is None or found[0].deflated or found[0].transfer_syntax not in taken(found[0].sop_class_uid):
+    row, _ = found
+    if row.damaged or row.deflated or row.transfer_syntax not in taken(row.sop_class_uid):
         return None
-    return whole_dataset(rooms, key, taken)
+    try:
+        lease = store.open_segments((row.location.segment,))
+    except SegmentGone:
+        return None
+    segment, offset, length = row.location
+    place = StoredRange(lease.fd(segment), offset + row.dataset_offset, length - row.dataset_offset)
+    return WholeDataset(row, row.transfer_syntax, iter(()), place, lease.release)
 
 
 def whole_dataset(rooms: Rooms, key: InstanceKey, taken: Callable[[str], Sequence[str]]) -> WholeDataset:
@@ -82,9 +86,9 @@ def whole_dataset(rooms: Rooms, key: InstanceKey, taken: Callable[[str], Sequenc
         (row,) = selection.rows()
         syntaxes, stored = taken(row.sop_class_uid), row.transfer_syntax
         if stored in syntaxes:
-            return WholeDataset(row, stored, *_as_stored(retrieval, row), retrieval)
+            return WholeDataset(row, stored, *_as_stored(retrieval, row), retrieval.end)
         syntax, chunks = _chosen(retrieval, row, syntaxes)
-        return WholeDataset(row, syntax, chunks, None, retrieval)
+        return WholeDataset(row, syntax, chunks, None, retrieval.end)
     except BaseException:
         retrieval.end()
         raise
