@@ -385,9 +385,13 @@ class Association:
             raise
 
     async def _end(self, last: bytes) -> None:
-        """Sends the last PDU."""
+        """Sends the last PDU. Nothing that waits to be sent comes behind it."""
         with contextlib.suppress(OSError, TimeoutError):
-            await asyncio.wait_for(self._send(last), LINGER)
+            async with asyncio.timeout(LINGER), self._sending:
+                try:
+                    await self._put(last)
+                finally:
+                    self._layer.ended()
         self._layer.ended()
 
     async def _abort(self, error: UpperLayerError) -> None:
