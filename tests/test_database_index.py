@@ -236,10 +236,14 @@ def test_a_server_that_cannot_start_says_why(tmp_path, url, server):
 def test_without_the_packages_of_the_extra(tmp_path, url):
     missing = tmp_path / "missing"
     missing.mkdir()
-    (missing / "psycopg.py").write_text("raise ModuleNotFoundError('no', name='psycopg')\n")
+    for name in ("psycopg", "obstore"):
+        (missing / f"{name}.py").write_text(f"raise ModuleNotFoundError('no', name='{name}')\n")
     path = os.pathsep.join([str(missing), environment()["PYTHONPATH"]])
     code, said = started(tmp_path, "--index", url, PYTHONPATH=path)
     assert code == 1
     assert "needs the package psycopg: install streamsrv[cluster]" in said
+    code, said = started(tmp_path, "--index", url, "--segments", "s3://a/b", PYTHONPATH=path)
+    assert code == 1
+    assert "a bucket for the segments needs the package" in said
     embedded = start_server(tmp_path / "embedded", workers=1, variables={"PYTHONPATH": path})
     assert embedded.end() == 0

@@ -241,7 +241,7 @@ def _index(
 
 def opened_cluster(folder: Path, options: StoreOptions, *, read_only: bool, fileops: FileOps | None) -> Store:
     """`folder` is that of the node. Raises StoreError."""
-    room = _optional("streamsrv.store.cluster", "segments in a bucket")
+    room = _optional("streamsrv.store.cluster", "a bucket for the segments")
     opened: Store = room.open_cluster(folder, options, read_only=read_only, fileops=fileops)
     return opened
 
