@@ -1,6 +1,7 @@
 """A PostgreSQL server for tests: one a test run, on a Unix socket in a temporary folder, as a user that is
 not root. Nothing of it survives the run."""
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -28,7 +29,8 @@ def programs():
 
 
 class DatabaseServer:
-    def __init__(self, **settings):
+    def __init__(self, primary=None, **settings):
+        """With a `primary` the server is its standby."""
         place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self.folder = Path(tempfile.mkdtemp(prefix="streamsrv-db-", dir=place))
         self._identity = {}
@@ -39,8 +41,12 @@ class DatabaseServer:
         self._data = self.folder / "data"
         self._settings = QUICK | settings
         self._port = str(settings.get("port", 5432))
-        how = ("-U", USER, "-A", "trust", "-N", "-E", "UTF8", "--locale=C")
-        self._run("initdb", "-D", self._data, *how)
+        if primary is None:
+            how = ("-U", USER, "-A", "trust", "-N", "-E", "UTF8", "--locale=C")
+            self._run("initdb", "-D", self._data, *how)
+        else:
+            whose = ("-h", primary.folder, "-U", USER)
+            self._run("pg_basebackup", "-D", self._data, *whose, "-R", "-N", "--checkpoint=fast")
         self.start()
 
     def _run(self, program, *arguments):
@@ -62,6 +68,10 @@ class DatabaseServer:
         """`immediate` is what a crash is."""
         self._run("pg_ctl", "-D", self._data, "-m", mode, "-w", "stop")
 
+    def promote(self):
+        """A standby becomes a primary."""
+        self._run("pg_ctl", "-D", self._data, "-w", "promote")
+
     def sql(self, statement, database="postgres"):
         """What psql prints."""
         where = ("-h", str(self.folder), "-p", self._port)
@@ -75,7 +85,7 @@ class DatabaseServer:
         return f"postgresql://{USER}@/postgres?host={self.folder}&options=-csearch_path%3D{schema}"
 
     def end(self):
-        try:
+        """Also if it was stopped."""
+        with contextlib.suppress(subprocess.CalledProcessError):
             self.stop("immediate")
-        finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)

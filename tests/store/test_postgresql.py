@@ -310,6 +310,17 @@ def test_a_commit_whose_connection_broke_is_looked_up(url, index, between, memor
     broken.close()
 
 
+def test_the_change_decides_whether_a_commit_happened(url, index, database_server):
+    """After a failover the number of a lost transaction may be that of another one."""
+    number = int(database_server.sql("SELECT pg_current_xact_id()"))  # of a commit that is not ours
+    index.commit(series_of(2), segment=1, committed_end=1)
+    pool = connections.Connections(url)
+    key, value = list(index.dump("changes"))[-1]
+    assert pool.settle(number, (key, value))
+    assert not pool.settle(number, (key, value[:-1] + b"9"))
+    assert pool.settle(number, None)
+
+
 def test_calls_go_on_after_a_restart_of_the_database(url, index, database_server):
     index.commit(series_of(2), segment=1, committed_end=1)
     database_server.stop("immediate")

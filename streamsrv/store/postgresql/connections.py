@@ -4,9 +4,10 @@ Strategy: the calls of the index block and come from any thread, so each takes a
 one transaction. The pool is bounded, and a thread waits for a connection for a bounded time. A connection
 that failed is closed, never used again.
 
-A COMMIT whose connection broke may have happened. The transaction knows its number, and asks the database for
-its state on a new connection (`settle`). It first waits for the lock of the head row, which the lost session
-holds until its end is decided.
+A COMMIT whose connection broke may have happened. The transaction looks for its own change in the log, on a
+new connection (`settle`). It first waits for the lock of the head row, which the lost session holds until its
+end is decided. Its number is not enough: after a failover another transaction may have it. A transaction
+without changes of instances, which may be repeated, asks for the state of its number.
 
 A node that was stopped in a transaction loses its session after ABANDONED, so that others can write. This is
 shorter than LOCKING: they wait, and are not refused. The stopped transaction is refused when it goes on.
@@ -171,13 +172,13 @@ class Connections:
         connection.autocommit = True
         return connection
 
-    def settle(self, number: int) -> bool:
-        """Whether this transaction was committed. Raises IndexUnreachable if the database does not say so in
-        SETTLING seconds."""
+    def settle(self, number: int, change: tuple[bytes, bytes] | None) -> bool:
+        """Whether the transaction of this number was committed, which wrote this row of the log of changes.
+        Raises IndexUnreachable if the database does not say so in SETTLING seconds."""
         deadline = time.monotonic() + SETTLING
         while True:
             try:
-                return self._fate(number) == "committed"
+                return self._happened(number, change)
             except (psycopg.Error, IndexUnreachable) as error:
                 if time.monotonic() > deadline:
                     raise IndexUnreachable(
@@ -186,11 +187,14 @@ class Connections:
                     ) from error
                 time.sleep(0.1)
 
-    def _fate(self, number: int) -> str | None:
+    def _happened(self, number: int, change: tuple[bytes, bytes] | None) -> bool:
         with self.connect() as connection:
             connection.execute("SELECT version FROM head FOR SHARE")
+            if change is not None:
+                asked = "SELECT 1 FROM changes WHERE key = %b AND value = %b"
+                return connection.execute(asked, change).fetchone() is not None
             row = connection.execute("SELECT pg_xact_status(%s::text::xid8)", [number]).fetchone()
-            return str(row[0]) if row else None
+            return row is not None and row[0] == "committed"
 
     def close(self) -> None:
         self._closed = True

@@ -170,7 +170,7 @@ TABLES = {
     )
 }
 
-STUDIES, ATTRIBUTES = TABLES["studies"], TABLES["attributes"]
+STUDIES, ATTRIBUTES, CHANGES = TABLES["studies"], TABLES["attributes"], TABLES["changes"]
 _JOINED = "LEFT JOIN studies s ON s.key = e.value"
 _BACK = (
     "(SELECT key, value FROM attributes WHERE key = $1 AND value >= $2 ORDER BY value LIMIT $4) "

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
+from typing import cast
 
 import orjson
 import psycopg
@@ -28,6 +29,7 @@ from streamsrv.store.postgresql.link import Asked, PipelineLink, Row, Value
 from streamsrv.store.postgresql.tables import (
     ATTRIBUTES,
     BETWEEN,
+    CHANGES,
     DISTINCT,
     KEYS,
     LISTED,
@@ -224,6 +226,7 @@ class WritingTables(TableTransaction):
         self._pairs: dict[Table, dict[Pair, bool]] = {table: {} for table in TABLES.values()}
         self._changes: list[_TableWrite] = []
         self._wrote = False
+        self._change_written: Pair | None = None  # the last one
 
     def __enter__(self) -> WritingTables:
         self._link, answers = self._connections.begun(_WRITE, WRITING)
@@ -274,7 +277,7 @@ class WritingTables(TableTransaction):
             return True
         except (psycopg.OperationalError, psycopg.InterfaceError):
             self._link.close()
-            if not self._connections.settle(self._number):
+            if not self._connections.settle(self._number, self._change_written):
                 raise
             return False
 
@@ -389,6 +392,8 @@ class WritingTables(TableTransaction):
         exact: bool = False,
     ) -> None:
         if rows:
+            if sign > 0 and table is CHANGES:
+                self._change_written = cast(Pair, rows[-1])
             self._changes.append(
                 _TableWrite(table, sign, Asked(statement, values), len(rows) if exact else -1)
             )

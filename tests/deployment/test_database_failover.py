@@ -1,0 +1,68 @@
+"""Two PostgreSQL servers with synchronous replication: the primary is killed while instances are stored, the
+other one is promoted, and nothing acknowledged is lost."""
+
+import threading
+import time
+
+import pytest
+from database_server import DatabaseServer
+from live_server import start_server
+from small_client import Client, file_of, key_of
+
+
+@pytest.fixture
+def servers():
+    primary = DatabaseServer(fsync="on")
+    standby = DatabaseServer(primary=primary)
+    primary.sql("ALTER SYSTEM SET synchronous_standby_names = '*'")
+    primary.sql("SELECT pg_reload_conf()")
+    yield primary, standby
+    primary.end()
+    standby.end()
+
+
+def test_nothing_acknowledged_is_lost(servers, tmp_path):
+    primary, standby = servers
+    hosts = f"host={primary.folder},{standby.folder}"
+    url = f"postgresql://streamsrv@/postgres?{hosts}&target_session_attrs=read-write"
+    running = start_server(tmp_path / "served", "--index", url)
+    acknowledged, unsure, done = {}, {}, threading.Event()
+
+    def store(study):
+        client = Client(running.origin)
+        for number in range(10_000):
+            if done.is_set():
+                break
+            key = key_of(study, 1, number)
+            file = file_of(key, 1, 500)
+            (acknowledged if client.store([file]).status == 200 else unsure)[key] = file
+        client.close()
+
+    threads = [threading.Thread(target=store, args=(study,)) for study in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    try:
+        waited(lambda: len(acknowledged) > 30)
+        primary.stop("immediate")
+        standby.promote()
+        before = len(acknowledged)
+        waited(lambda: len(acknowledged) > before + 30)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    client = Client(running.origin)
+    try:
+        assert {key: client.read(key) for key in acknowledged} == acknowledged
+        stored = client.keys()
+        assert set(acknowledged) <= stored <= acknowledged.keys() | unsure.keys()
+    finally:
+        client.close()
+        assert running.end() == 0
+
+
+def waited(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
