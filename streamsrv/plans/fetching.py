@@ -9,6 +9,8 @@ Rules of this file
   reads.
 - Nothing here blocks the event loop: `following` returns a future, and `close` waits for no thread.
 - The lease is released after the last thread that uses it.
+- The bytes are copied to the socket. sendfile would lend memory, and a hole in the cache may write zeros to
+  it, where the file system has large folios.
 """
 
 from __future__ import annotations
@@ -163,6 +165,7 @@ def fetched(answer: Answer, lease: SegmentLease) -> Answer:
     fetcher, plan = lease.fetcher, answer.plan
     if fetcher is None or _is_here(plan):
         return answer
+    answer.volatile = True
     windows, release = PlanWindows(plan, fetcher), answer.release or _nothing
     try:
         pieces = windows.begin()
