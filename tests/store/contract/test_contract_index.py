@@ -16,7 +16,7 @@ from streamsrv.store import ChangeKind, DamagedRecord, Index, Location, OnDuplic
 
 KEYS = [key_of(study, series, instance) for study in (1, 2) for series in (1, 2) for instance in (1, 2)]
 # Calls of one engine's maintenance, and of its opening.
-OF_THE_ENGINE = {"open", "lock", "dump", "read_all", "all_rows", "readable_segments", "rewrite"}
+OF_THE_ENGINE = {"open", "lock", "scrubs", "dump", "read_all", "all_rows", "readable_segments", "rewrite"}
 
 
 @pytest.fixture
