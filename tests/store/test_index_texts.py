@@ -278,7 +278,7 @@ def remove_database(memory, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "own", "other"), [("schema", SCHEMA, "3"), ("format", FILE_FORMAT, "LMDB 1.0")]
+    ("name", "own", "other"), [("schema", SCHEMA, f"{SCHEMA}0"), ("format", FILE_FORMAT, "LMDB 1.0")]
 )
 @pytest.mark.parametrize("read_only", [True, False])
 def test_an_index_of_another_schema_or_library_is_refused_and_stays_as_it_is(
