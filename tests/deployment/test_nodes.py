@@ -115,10 +115,14 @@ def test_the_verbs_of_a_cluster(tmp_path, clients, flags, gateway, monkeypatch):
     code, said = verb("export", *where, str(tmp_path / "out"), "--query", f"StudyInstanceUID={KEYS[0][0]}")
     assert (code, len(list((tmp_path / "out").rglob("*.dcm")))) == (0, 6), said
     assert verb("check", *where) == (0, "all is well\n")
-    code, said = verb("compact", *where, "--all")
-    assert (code, said.splitlines()[0]) == (0, "objects: 0")
+    assert clients[0].delete(KEYS[0])
+    for emptied in (True, False):
+        code, said = verb("compact", *where, "--all")
+        assert (code, "objects: 0" not in said.splitlines()) == (0, emptied), said
+    assert clients[1].read(KEYS[1]) == FILES[KEYS[1]]
+    assert clients[0].store([FILES[KEYS[0]]]).status == 200
     code, said = verb("info", *where)
-    assert (code, "index instances: 12" in said) == (0, True)
+    assert (code, "index instances: 12" in said) == (0, True), said
     for name, *more in (("reindex",), ("backup", str(tmp_path / "copy")), ("check", "--segments")):
         code, said = verb(name, *where, *more)
         assert (code, "`segments` names a bucket" in said) == (2, True), said
