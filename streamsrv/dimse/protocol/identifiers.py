@@ -195,6 +195,8 @@ class MatchWriter:
         text = values[0]
         if isinstance(text, dict) and len(text) == 1:
             text = text.get("Alphabetic")
+        elif type(text) is int and vr == "IS":
+            text = str(text)
         if not isinstance(text, str) or len(text) > LONGEST_SHORT or not text.isascii():
             return None
         if len(text) % 2:
