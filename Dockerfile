@@ -9,15 +9,18 @@ COPY pyproject.toml README.md LICENSE ./
 COPY streamsrv streamsrv
 COPY codecs codecs
 # pip, debug symbols, type stubs and tests of packages are not needed at run time: a third of the size. Neither
-# are the codecs of AVIF, SZ3 and pcodec, 21 MB: no transfer syntax and no rendered picture has them.
+# are the codecs that no transfer syntax and no rendered picture has, nor the libraries that only they link.
 RUN apt-get update -qq && apt-get install -qq -y --no-install-recommends python3-venv binutils >/dev/null \
     && python3 -m venv /opt/streamsrv \
     && /opt/streamsrv/bin/python -m pip install --no-cache-dir --disable-pip-version-check ".${EXTRAS}" \
     && /opt/streamsrv/bin/python -m pip uninstall --yes pip \
     && find /opt/streamsrv -type d \( -name tests -o -name f2py -o -path '*/pydicom/sr' \) -prune -exec rm -r {} + \
     && find /opt/streamsrv \( -name '*.py[ix]' -o -name '*.pxd' -o -name '*.[ah]' -o -name '_cffi.*.so' \) -delete \
-    && find /opt/streamsrv \( -name '_avif.*.so' -o -name '_sz3.*.so' -o -name '_pcodec.*.so' -o -name 'libavif-*' \
-        -o -name 'libaom-*' -o -name 'libSZ3*' -o -name 'libcpcodec-*' \) -delete \
+    && cd /opt/streamsrv/lib/python3*/site-packages \
+    && find imagecodecs -name '_*.so' ! -name '_shared*' ! -name '_htj2k.*' ! -name '_jpeg2k.*' ! -name '_jpeg8.*' \
+        ! -name '_jpegls.*' ! -name '_jpegxl.*' ! -name '_png.*' -delete \
+    && rm PIL/_avif.*.so && ldd imagecodecs/*.so PIL/*.so >/tmp/linked \
+    && for each in imagecodecs.libs/* pillow.libs/*; do grep -q "/$each " /tmp/linked || rm "$each"; done \
     && find /opt/streamsrv -name '*.so*' -type f -exec strip --strip-unneeded {} + \
     && /opt/streamsrv/bin/python -m compileall -q /opt/streamsrv/lib
 
