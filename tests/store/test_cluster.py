@@ -22,6 +22,7 @@ from streamsrv.query.rules import rule_of
 from streamsrv.store import OnDuplicate, Outcome, Store, StoreOptions
 from streamsrv.store import transaction as transactions
 from streamsrv.store.cluster.leases import IntentKeeper
+from streamsrv.store.cluster.places import ObjectPlaces
 from streamsrv.store.cluster.sweeper import sweep
 from streamsrv.store.folder import Layout
 from streamsrv.store.maintenance.objects.check import check
@@ -373,6 +374,23 @@ def test_a_bucket_that_fails_while_an_object_ends(one, cluster, monkeypatch):
             transaction.commit(pairs)
     assert one.lookup("1.1") == []
     assert put(one, payload_of(KEYS[0])) == [STORED]
+
+
+def test_places_are_forgotten_when_a_connection_failed():
+    class SetBack:
+        failures, key, asked = 0, "one", 0
+
+        def find(self, segments):
+            self.asked += 1
+            return [(segment, self.key, 5) for segment in segments]
+
+    table = SetBack()
+    places = ObjectPlaces(table)
+    for _ in range(2):
+        assert [place.key for place in places.find([1, 2]).values()] == ["one", "one"]
+    assert table.asked == 1
+    table.failures, table.key = 1, "two"
+    assert places.find([2])[2].key == "two"
 
 
 # Which store it is

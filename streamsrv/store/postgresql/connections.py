@@ -109,6 +109,7 @@ class Connections:
         self._free: list[PipelineLink] = []
         self._room = threading.BoundedSemaphore(MOST)
         self._closed = False
+        self.failures = 0  # connections that failed: the database may be another one since
 
     def take(self) -> PipelineLink:
         """A connection in no transaction. Raises IndexUnreachable."""
@@ -147,6 +148,7 @@ class Connections:
         if usable and not self._closed and not link.closed:
             self._free.append(link)
         else:
+            self.failures += 1
             link.close()
         self._room.release()
 

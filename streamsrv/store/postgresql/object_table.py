@@ -94,6 +94,11 @@ class ObjectTable:
         self._connections = connections
         self._node = node
 
+    @property
+    def failures(self) -> int:
+        """Grows before rows of a database that was restarted, replaced or set back can be read."""
+        return self._connections.failures
+
     def begin(self, seconds: float) -> ObjectPlace:
         """A new segment, whose intent is durable."""
         ((segment, key),) = self._ask("writing an intent", BEGIN, [fresh_stem(), self._node, seconds])
