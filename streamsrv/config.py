@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from streamsrv.errors import StreamsrvError
-from streamsrv.settings import TABLES, Settings, Value
+from streamsrv.settings import TABLES, Settings, Value, without_passwords
 
 PREFIX = "STREAMSRV_"
 # Variables with this prefix are not settings: tests use them to stop or kill a process (store/failpoints.py).
@@ -147,7 +147,7 @@ def checked(name: str, value: Any, where: str) -> Value:
             raise SettingsError(f"{where}: {value!r} is more than {limits['most']}")
     for text in result if isinstance(result, tuple) else (str(result),):
         if reason := limits["wrong"](text):
-            raise SettingsError(f"{where}: {text!r} is refused: {reason}")
+            raise SettingsError(f"{where}: {without_passwords(text)!r} is refused: {reason}")
     return result
 
 

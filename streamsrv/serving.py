@@ -9,10 +9,9 @@ import argparse
 import contextlib
 import json
 import os
-import re
 
 from streamsrv import config, supervisor
-from streamsrv.settings import TABLES, Value
+from streamsrv.settings import TABLES, Value, without_passwords
 
 ADVANCED = "advanced"
 
@@ -77,11 +76,6 @@ def run_settings(args: argparse.Namespace) -> int:
         for name, (value, source, place) in rows.items():
             print(f"{name} = {toml_text(value)}  # {source}{f' {place}' if place else ''}")
     return 0
-
-
-def without_passwords(value: Value) -> Value:
-    """User and password of a URL are replaced by `...` (RFC 3986 3.2.1)."""
-    return re.sub(r"(?<=://)[^/?#]*@", "...@", value) if isinstance(value, str) else value
 
 
 def toml_text(value: Value) -> str:

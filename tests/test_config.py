@@ -92,6 +92,26 @@ def test_the_verb_prints_each_setting_and_its_source(tmp_path, capsys, monkeypat
     assert main(["settings", "--port", "x"]) == USAGE
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgres:/u:swordfish@db/x",  # refused
+        "postgresql://u:sword/swordfish@db/x",
+        "postgresql://u:%swordfish@db/x",
+        "postgresql://u:a@swordfish@db/x",
+        "postgresql://u:swordfish @db/x",
+        "postgresql://u:swordfish@db/x",  # taken
+        "postgresql://u:sword?swordfish@db:5432,other/x?sslmode=require",
+        "postgresql://db/x?password=swordfish&sslmode=require",
+    ],
+)
+def test_no_message_and_no_list_of_settings_has_the_password_of_a_database(url, capsys):
+    code = main(["settings", "--index", url])
+    said = "".join(capsys.readouterr())
+    assert "swordfish" not in said
+    assert (code, "in a password" in said.lower()) in ((0, False), (USAGE, True))
+
+
 def test_other_variables_of_the_environment_are_not_ours():
     assert config.load(environment={"PATH": "/bin", "PORT": "9"}) == Settings()
 

@@ -1,9 +1,6 @@
 """Every setting of the server."""
 
-from typing import TypeAlias
-
 from streamsrv.settings.every import TABLES, Settings
+from streamsrv.settings.rows import Value, without_passwords
 
-Value: TypeAlias = str | int | float | bool | tuple[str, ...]
-
-__all__ = ["TABLES", "Settings", "Value"]
+__all__ = ["TABLES", "Settings", "Value", "without_passwords"]

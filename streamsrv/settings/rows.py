@@ -7,7 +7,9 @@ import dataclasses
 import ipaddress
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
+
+Value: TypeAlias = str | int | float | bool | tuple[str, ...]
 
 # An origin as browsers send it (RFC 6454 6.2): scheme, host in ASCII, the port unless it is the default.
 _ORIGIN = re.compile(
@@ -94,9 +96,20 @@ def not_an_endpoint(text: str) -> str:
 
 def not_a_database(text: str) -> str:
     """Why this is no URL of a database; empty if it is, or there is no text."""
-    if not text or re.fullmatch(r"postgres(ql)?://\S*", text):
+    if not text or re.fullmatch(r"postgres(ql)?://([^@/\s]*@)?([^@?\s%]|%[0-9A-Fa-f]{2})*(\?\S*)?", text):
         return ""
-    return "it is no URL of PostgreSQL: write postgresql://user@host/name"
+    return (
+        "it is no URL of PostgreSQL: write postgresql://user@host/name. In a password `@`, `/` and `%` are "
+        "%40, %2F and %25"
+    )
+
+
+def without_passwords(value: Value) -> Value:
+    """User and password of a URL are replaced by `...`, also if the URL is wrong."""
+    if not isinstance(value, str):
+        return value
+    without = re.sub(r":/+.*@", "://...@", value, flags=re.DOTALL)
+    return re.sub(r"(?<=[?&])((?:ssl)?password)=[^&]*", r"\1=...", without)
 
 
 def not_a_bucket(text: str) -> str:

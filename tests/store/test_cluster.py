@@ -12,6 +12,7 @@ from store_world import add, derive, get, key_of, payload_of, put
 from streamsrv.errors import (
     BucketUnreachable,
     CommitConflict,
+    Overloaded,
     SegmentGone,
     StoreError,
     StoreLocked,
@@ -215,6 +216,22 @@ def test_an_instance_that_was_stored_by_a_sender_of_another_rule_meanwhile(one, 
 # Objects
 
 
+def test_a_record_that_was_refused_at_first_and_wins_later(one, two, cluster, monkeypatch):
+    """Its object was complete before another sender overtook the decision, and its trailer has it not."""
+    put(two, payload_of(KEYS[0], fill="old"))
+
+    def overtake():
+        two.delete(*KEYS[0])
+        put(two, payload_of(KEYS[1], fill="other"))
+
+    transaction, pairs = begun(one, payload_of(KEYS[0]), payload_of(KEYS[1]))
+    before_commit(one, monkeypatch, overtake)
+    with pytest.raises(Overloaded):
+        transaction.commit(pairs)
+    assert (get(two, KEYS[0]), get(two, KEYS[1])) == (None, payload_of(KEYS[1], fill="other"))
+    assert findings(one) == []
+
+
 def test_an_object_without_instances_is_removed_after_the_grace(one, two, cluster):
     put(one, *map(payload_of, KEYS[:2]))
     segment = one.lookup(*KEYS[0])[0].location.segment
@@ -321,6 +338,18 @@ def test_a_sweeper_that_died_is_followed_by_another_one(one, two, cluster):
     assert swept(two) == 1
     one.rooms.table.removed(claimed.segment)
     assert cluster.states() == []
+
+
+def test_an_upload_is_removed_twice_also_if_its_sweeper_died(one, two, cluster):
+    transaction, pairs = begun(one, payload_of(KEYS[0]))
+    cluster.pass_time()
+    one.rooms.table.claim(100, 300)
+    cluster.pass_time()
+    assert (swept(two), cluster.states()) == (1, ["swept"])
+    with pytest.raises(UploadExpired):
+        transaction.commit(pairs)
+    cluster.pass_time()
+    assert (swept(two), cluster.states()) == (1, [])
 
 
 def test_intents_are_renewed_while_they_are_held(cluster):

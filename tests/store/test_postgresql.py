@@ -459,6 +459,13 @@ def test_a_database_that_cannot_be_opened(url, change, sentence):
         open_index(url.replace(*change))
 
 
+@pytest.mark.parametrize("url", ["postgresql://u:%swordfish@db/x", "postgresql://db/x?a=1&swordfish"])
+def test_no_error_has_the_password(url):
+    with pytest.raises(StoreError, match="this URL cannot be used") as refused:
+        open_index(url)
+    assert "swordfish" not in str(refused.value)
+
+
 def test_a_reader_makes_no_tables(url):
     with pytest.raises(StoreError, match="has no index"):
         open_index(url, read_only=True)

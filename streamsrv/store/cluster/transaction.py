@@ -173,8 +173,11 @@ class ObjectTransaction(Transaction):
         raise Overloaded("other senders store the same instances at the same time: try again")
 
     def _complete(self, decision: Decision) -> None:
-        """Make the object durable. Records that were refused before are left out."""
+        """Make the object durable. Records that were refused before are left out. Raises Overloaded if one of
+        them wins now: no trailer has it."""
         if self._length:
+            if any(record.number not in self._records for record, _ in decision.winners):
+                raise Overloaded("other senders delete the same instances at the same time: try again")
             return
         for record in decision.losers:
             self._records.pop(record.number, None)

@@ -169,8 +169,11 @@ class Connections:
             if "does not exist" in said:
                 raise StoreError(f"the setting `index`: the database cannot be opened: {said}") from None
             raise IndexUnreachable(f"the database of the index cannot be reached: {said}") from None
-        except psycopg.Error as error:
-            raise StoreError(f"the setting `index`: this URL cannot be used: {_said(error)}") from None
+        except psycopg.Error:  # its text has parts of the URL, perhaps of the password
+            raise StoreError(
+                "the setting `index`: this URL cannot be used: libpq does not understand it, or knows no "
+                "such parameter"
+            ) from None
         connection.autocommit = True
         return connection
 

@@ -20,6 +20,8 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import psycopg
+
 from streamsrv.errors import StoreLocked
 from streamsrv.store.objects.layout import fresh_stem
 from streamsrv.store.postgresql.connections import WRITING, Connections, translated
@@ -56,7 +58,9 @@ _CLAIM = (
     "WITH due AS (SELECT segment, state FROM objects WHERE until <= now() ORDER BY until LIMIT $1 "
     f"FOR UPDATE SKIP LOCKED) UPDATE objects SET state = 'removing', node = $2, "
     f"until = {_LATER.format('$3')} "
-    "FROM due WHERE objects.segment = due.segment RETURNING objects.segment, objects.key, due.state"
+    "FROM due WHERE objects.segment = due.segment RETURNING objects.segment, objects.key, "
+    # An upload that a dead sweeper left behind is an intent still.
+    "CASE WHEN due.state = 'removing' AND objects.length = 0 THEN 'intent' ELSE due.state END"
 )
 _REMOVED = "DELETE FROM objects WHERE segment = $1 AND state = 'removing' AND node = $2 RETURNING segment"
 _SWEPT = (
@@ -68,6 +72,7 @@ _COUNTS = "SELECT state, count(*), coalesce(sum(length), 0)::bigint FROM objects
 
 # One process of all nodes compacts, in this schema.
 _ALONE = "SELECT pg_try_advisory_lock(1819242340, hashtext(current_schema()))"
+_NO_LONGER_ALONE = "SELECT pg_advisory_unlock(1819242340, hashtext(current_schema()))"
 _ALL = "SELECT segment, key, length FROM objects WHERE state = 'complete' ORDER BY segment"
 
 
@@ -142,7 +147,11 @@ class ObjectTable:
             row = connection.execute(_ALONE).fetchone()
             if row is None or not row[0]:
                 raise StoreLocked("a compaction or a check is running on this store")
-            yield
+            try:
+                yield
+            finally:  # the end of a session is noticed later
+                with contextlib.suppress(psycopg.Error):
+                    connection.execute(_NO_LONGER_ALONE)
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """Number and bytes of the objects in each state. The bytes of an upload are not known."""
