@@ -29,6 +29,7 @@ from streamsrv.store.folder import Layout
 from streamsrv.store.maintenance.objects.check import check
 from streamsrv.store.maintenance.objects.compact import compact
 from streamsrv.store.maintenance.objects.info import info
+from streamsrv.store.objects.bucket import opened
 
 STORED, DUPLICATE, IDENTICAL, REPLACED, UNAUTHORIZED = Outcome
 KEYS = [key_of(1, 1, number) for number in range(4)]
@@ -423,6 +424,20 @@ def test_places_are_forgotten_when_a_connection_failed():
 
 
 # Which store it is
+
+
+def test_an_instance_stays_if_the_gateway_finds_nothing(one, two, cluster, monkeypatch):
+    """It is replaced if its object alone is gone."""
+    put(one, payload_of(KEYS[0]))
+    nothing = opened(f"{cluster.options.segments}/nothing")
+    with monkeypatch.context() as gateway:
+        gateway.setattr(two.rooms.bucket, "_reading", nothing._reading)
+        with pytest.raises(BucketUnreachable, match=r"not even store\.toml"):
+            put(two, payload_of(KEYS[0], fill="y"))
+    assert get(one, KEYS[0]) == payload_of(KEYS[0])
+    ((_, key, _),) = one.rooms.table.find([one.lookup(*KEYS[0])[0].location.segment])
+    one.rooms.bucket.remove(key)
+    assert put(two, payload_of(KEYS[0], fill="y")) == [REPLACED]
 
 
 def test_a_node_joins_the_store_of_its_bucket_and_database(one, cluster, memory):

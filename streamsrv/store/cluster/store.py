@@ -141,6 +141,7 @@ def open_cluster(
         connections = Connections(options.index)
         held.callback(connections.close)
         identity = identities.agreed(bucket, connections, read_only=read_only)
+        bucket.proof = identities.KEY
         index = open_object_index(
             connections,
             read_only=read_only,

@@ -58,6 +58,8 @@ class Bucket:
         self._reading = reading
         self._writing = writing
         self.part = part
+        # The key of an object that is there as long as the store is.
+        self.proof = ""
 
     def upload(self, key: str) -> ObjectUpload:
         """The object is there after `complete`, with all bytes, else never. The key must be fresh."""
@@ -66,11 +68,23 @@ class Bucket:
     def read(self, key: str, offset: int, length: int) -> Buffer:
         """Bytes of an object. Raises SegmentGone, BucketUnreachable, StoreError, and StoreCorrupt if the
         object ends before."""
-        with _translated("reading from"):
-            found = memoryview(obstore.get_range(self._reading, key, start=offset, length=length))
+        try:
+            with _translated("reading from"):
+                found = memoryview(obstore.get_range(self._reading, key, start=offset, length=length))
+        except SegmentGone:
+            self._prove()
+            raise
         if len(found) != length:
             raise StoreCorrupt(f"an object ends at byte {offset + len(found)}, not at {offset + length}")
         return found
+
+    def _prove(self) -> None:
+        """A gateway that finds nothing does not tell that an object is gone."""
+        try:
+            if self.proof:
+                self.length(self.proof)
+        except SegmentGone:
+            raise BucketUnreachable(f"the gateway finds no object, and not even {self.proof}") from None
 
     def length(self, key: str) -> int:
         with _translated("reading from"):

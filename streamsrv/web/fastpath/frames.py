@@ -209,14 +209,15 @@ class FrameCache:
             if named is None or asked.placed is None:
                 return False
             prepared = self._keep_prepared(source, request, named, asked.placed)
-        if prepared.frames is not asked.instance or asked.content is None:
+        content = asked.content
+        if prepared.frames is not asked.instance or content is None or len(content) != prepared.span.length:
             return False
         if not self._access.holds(prepared.caller):
             self._forget(prepared.frames)
             return False
         self._stamp(batch)
         identifier, head = self._head(prepared, batch)
-        transfer = self._writer.send_now(stream, [*head, asked.content, prepared.tail], prepared.length)
+        transfer = self._writer.send_now(stream, [*head, content, prepared.tail], prepared.length)
         return self._followed(transfer, prepared, batch, identifier, None)
 
     def _followed(
