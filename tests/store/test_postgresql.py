@@ -12,6 +12,7 @@ from datetime import date, timedelta
 from functools import partial
 from itertools import islice
 
+import psycopg
 import pytest
 from index_examples import element, name, new_instance
 
@@ -319,6 +320,30 @@ def test_the_change_decides_whether_a_commit_happened(url, index, database_serve
     assert pool.settle(number, (key, value))
     assert not pool.settle(number, (key, value[:-1] + b"9"))
     assert pool.settle(number, None)
+
+
+def test_a_look_up_of_a_commit_outlasts_a_refusal(url, index, monkeypatch):
+    """A database that takes over may refuse for a moment, in words of a wrong setting."""
+    pool = connections.Connections(url)
+    with contextlib.closing(pool.connect()) as connection:
+        (number,) = connection.execute("SELECT pg_current_xact_id()::text").fetchone()
+    refusals = [
+        "SSL SYSCALL error: EOF detected",
+        "SSL error: unexpected eof while reading",
+        'no pg_hba.conf entry for host "db"',
+    ]
+    connected = connections._connected
+
+    def refusing(url):
+        if refusals:
+            raise psycopg.OperationalError(refusals.pop(0))
+        return connected(url)
+
+    monkeypatch.setattr(connections, "_connected", refusing)
+    with pytest.raises(IndexUnreachable):
+        pool.connect()
+    assert pool.settle(int(number), None)
+    assert refusals == []
 
 
 def test_calls_go_on_after_a_restart_of_the_database(url, index, database_server):

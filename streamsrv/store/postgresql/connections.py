@@ -63,6 +63,7 @@ _BROKEN = (refusals.DataCorrupted, refusals.IndexCorrupted)
 # In texts of libpq and the server: a refused connection has no code.
 _CREDENTIALS = ("authentication failed", "no password supplied", "no pg_hba.conf entry", "is not permitted")
 _UNTRUSTED = ("certificate", "SSL", "does not match host name")
+_BROKE_OFF = ("SYSCALL", "unexpected eof", "unexpectedly", "reset by peer", "Broken pipe")
 _ABANDONED = (refusals.IdleInTransactionSessionTimeout, refusals.TransactionTimeout)
 _AGAIN = (refusals.LockNotAvailable, refusals.QueryCanceled, refusals.DeadlockDetected, *_ABANDONED)
 _UNREACHABLE = (psycopg.OperationalError, psycopg.InterfaceError, *_AGAIN)
@@ -162,7 +163,7 @@ class Connections:
                 raise StoreError(
                     f"the setting `index`: the database refuses the user or its password: {said}"
                 ) from None
-            if any(each in said for each in _UNTRUSTED):
+            if any(each in said for each in _UNTRUSTED) and not any(each in said for each in _BROKE_OFF):
                 raise StoreError(
                     f"the setting `index`: no trusted TLS connection to the database: {said}"
                 ) from None
@@ -184,7 +185,7 @@ class Connections:
         while True:
             try:
                 return self._happened(number, change)
-            except (psycopg.Error, IndexUnreachable) as error:
+            except (psycopg.Error, StoreError) as error:  # also a refusal may pass, in a failover
                 if time.monotonic() > deadline:
                     raise IndexUnreachable(
                         "the database of the index does not answer, and whether the last commit happened is "
