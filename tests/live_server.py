@@ -92,6 +92,20 @@ def free_port():
             return listener.getsockname()[1]
 
 
+def refused_start(folder, *flags, **variables):
+    """Exit code and log of a server that must not start."""
+    place = ("--data", str(folder / "data"), "--port", "0", "--workers", "1")
+    done = subprocess.run(
+        [*executable(), "serve", *place, *flags],
+        env=environment() | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stderr + done.stdout
+
+
 def start_server(folder, *flags, workers=2, port=None, variables=None, context=None):
     """Starts a server with its data in `folder`/data and waits until it is ready. Its caller ends it.
     `variables` are added to its environment. `context` is that of clients if the flags name a certificate."""

@@ -9,7 +9,7 @@ from dimse_archive import sample
 from dimse_client import DimseClient
 from fake_service import running, uids_of
 from kill_world import verb
-from live_server import environment, executable, free_port, start_server
+from live_server import environment, executable, free_port, refused_start, start_server
 from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
 from pynetdicom import AE, build_role, evt
@@ -203,31 +203,12 @@ def waited(condition):
         time.sleep(0.05)
 
 
-def started(folder, *flags, **variables):
-    """Exit code and log of a server that must not start."""
-    command = [
-        *executable(),
-        "serve",
-        "--data",
-        str(folder / "data"),
-        "--port",
-        "0",
-        "--workers",
-        "1",
-        *flags,
-    ]
-    done = subprocess.run(
-        command, env=environment() | variables, capture_output=True, text=True, timeout=60, check=False
-    )
-    return done.returncode, done.stderr + done.stdout
-
-
 def test_a_server_that_cannot_start_says_why(tmp_path, url, server):
-    assert started(tmp_path, "--index", "mysql://x")[0] == 2
-    code, said = started(tmp_path, "--index", url)
+    assert refused_start(tmp_path, "--index", "mysql://x")[0] == 2
+    code, said = refused_start(tmp_path, "--index", url)
     assert code == 1
     assert "this database has the index of another store: nothing was changed" in said
-    code, said = started(tmp_path, "--index", url.replace("streamsrv@", "stranger:secret-word@"))
+    code, said = refused_start(tmp_path, "--index", url.replace("streamsrv@", "stranger:secret-word@"))
     assert code == 1
     assert 'role "stranger" does not exist' in said
     assert "secret-word" not in said
@@ -239,10 +220,10 @@ def test_without_the_packages_of_the_extra(tmp_path, url):
     for name in ("psycopg", "obstore"):
         (missing / f"{name}.py").write_text(f"raise ModuleNotFoundError('no', name='{name}')\n")
     path = os.pathsep.join([str(missing), environment()["PYTHONPATH"]])
-    code, said = started(tmp_path, "--index", url, PYTHONPATH=path)
+    code, said = refused_start(tmp_path, "--index", url, PYTHONPATH=path)
     assert code == 1
     assert "needs the package psycopg: install streamsrv[cluster]" in said
-    code, said = started(tmp_path, "--index", url, "--segments", "s3://a/b", PYTHONPATH=path)
+    code, said = refused_start(tmp_path, "--index", url, "--segments", "s3://a/b", PYTHONPATH=path)
     assert code == 1
     assert "a bucket for the segments needs the package" in said
     embedded = start_server(tmp_path / "embedded", workers=1, variables={"PYTHONPATH": path})

@@ -14,7 +14,7 @@ import pytest
 from cluster_world import is_worker
 from fake_service import running as serving
 from kill_world import children, verb, waited
-from live_server import environment, executable, start_server
+from live_server import environment, executable, refused_start, start_server
 from seaweed import BUCKET, variables
 from small_client import Client, file_of, key_of, path_of
 from test_tutorial import run_through, steps_of_page
@@ -188,35 +188,16 @@ def test_a_node_that_is_stopped_cannot_commit_what_was_given_up(tmp_path, databa
             node.end()
 
 
-def refused(folder, *flags, **changed):
-    """Exit code and log of a node that must not start."""
-    command = [
-        *executable(),
-        "serve",
-        "--data",
-        str(folder / "data"),
-        "--port",
-        "0",
-        "--workers",
-        "1",
-        *flags,
-    ]
-    done = subprocess.run(
-        command, env=environment() | changed, capture_output=True, text=True, timeout=60, check=False
-    )
-    return done.returncode, done.stderr + done.stdout
-
-
 def test_a_node_that_cannot_start_says_why(tmp_path, flags, nodes, gateway):
     named = variables(gateway[1])
-    assert refused(tmp_path, "--segments", "s3://archive/x", **named) == (
+    assert refused_start(tmp_path, "--segments", "s3://archive/x", **named) == (
         2,
         "streamsrv: segments in a bucket need an index in PostgreSQL: set `index` too\n",
     )
-    assert refused(tmp_path, "--segments", "http://archive/x")[0] == 2
-    code, said = refused(tmp_path, *flags, **named | {"AWS_SECRET_ACCESS_KEY": "another one"})
+    assert refused_start(tmp_path, "--segments", "http://archive/x")[0] == 2
+    code, said = refused_start(tmp_path, *flags, **named | {"AWS_SECRET_ACCESS_KEY": "another one"})
     assert (code, "it refuses the credentials. See AWS_ACCESS_KEY_ID" in said) == (1, True)
-    code, said = refused(tmp_path, *flags[:2], "--segments", f"s3://{BUCKET}/other", **named)
+    code, said = refused_start(tmp_path, *flags[:2], "--segments", f"s3://{BUCKET}/other", **named)
     assert (code, "and the bucket has no store.toml: nothing was changed" in said) == (1, True)
 
 

@@ -20,20 +20,19 @@ import itertools
 from collections.abc import Generator, Iterator
 from urllib.parse import quote
 
-from streamsrv.audit.entries import Event, EventOutcome
+from streamsrv.audit.entries import Event
 from streamsrv.dicom.instance import JsonDataset
 from streamsrv.dicom.json.values import text, whole
-from streamsrv.dimse.protocol.commands import Command, DimseStatus, response
+from streamsrv.dimse.protocol.commands import DimseStatus, response
 from streamsrv.dimse.protocol.identifiers import (
-    LONGEST_IDENTIFIER,
     Identifier,
     MatchWriter,
     RequestKey,
-    identifier_of,
 )
 from streamsrv.dimse.protocol.models import InformationModel
 from streamsrv.dimse.protocol.pdus import data_pdus
-from streamsrv.dimse.rooms import Conversation, OperationOutcome, UsedContext
+from streamsrv.dimse.rooms import OperationOutcome
+from streamsrv.dimse.services.query_operation import QueryOperation
 from streamsrv.dimse.services.uid_keys import search_of
 from streamsrv.errors import BadRequest, NotDicom
 from streamsrv.query.attributes import BY_TAG, Level, StudyOrder
@@ -51,41 +50,17 @@ _NOT_COMPARED = frozenset(("00081190", "00880130", "00880140", "00080201"))
 _EVERYTHING = 1 << 62
 
 
-class FindOperation:
-    """Call `take` for each fragment of the identifier, then `finish`."""
-
-    def __init__(
-        self, talk: Conversation, command: Command, model: InformationModel, context: UsedContext
-    ) -> None:
-        self.command = command
-        self.received = 0
-        self._talk = talk
-        self._model = model
-        self._context = context
-        self._content = bytearray()
-        self._cancelled = False
-
-    async def take(self, piece: memoryview) -> None:
-        self.received += len(piece)
-        if self.received <= LONGEST_IDENTIFIER:
-            self._content += piece
-
-    def cancel(self) -> None:
-        self._cancelled = True
-
-    async def abort(self) -> None:
-        self.cancel()
+class FindOperation(QueryOperation):
+    name = "C-FIND"
+    right = Right.SEARCH
 
     async def finish(self) -> OperationOutcome:
         """Sends a response for each match. Returns the final one."""
-        talk = self._talk
-        if Right.SEARCH not in talk.peer.principal.rights:
-            talk.rooms.note(talk.peer, Event.REFUSED, EventOutcome.MINOR_FAILURE, detail="C-FIND")
-            return OperationOutcome(DimseStatus.NOT_AUTHORIZED, "this peer may not search")
-        if self.received > LONGEST_IDENTIFIER:
-            return OperationOutcome(DimseStatus.CANNOT_UNDERSTAND, "the identifier is too long")
+        refused = self._refused()
+        if refused is not None:
+            return refused
         try:
-            identifier = await talk.read(identifier_of, bytes(self._content), self._context.transfer_syntax)
+            identifier = await self._identifier()
             if identifier.level not in self._model.levels:
                 return self._wrong_level()
             return await self._answered(identifier)
@@ -94,7 +69,7 @@ class FindOperation:
         except OSError:
             raise  # the connection
         except Exception as error:
-            return talk.rooms.failure(talk.peer, error, "C-FIND")
+            return self._talk.rooms.failure(self._talk.peer, error, self.name)
 
     def _wrong_level(self) -> OperationOutcome:
         levels = ", ".join(self._model.levels)

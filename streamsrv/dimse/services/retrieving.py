@@ -25,19 +25,18 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from streamsrv.audit.entries import Event, EventOutcome
+from streamsrv.audit.entries import Event
 from streamsrv.dicom.syntaxes import EXPLICIT_VR_LITTLE_ENDIAN
 from streamsrv.dicom.values import UID
 from streamsrv.dimse.channel import Channel, OutgoingDataset
 from streamsrv.dimse.protocol.commands import Command, DimseStatus, response
 from streamsrv.dimse.protocol.identifiers import (
-    LONGEST_IDENTIFIER,
     Identifier,
     element_of,
-    identifier_of,
 )
 from streamsrv.dimse.protocol.models import InformationModel
 from streamsrv.dimse.rooms import Conversation, OperationOutcome, UsedContext
+from streamsrv.dimse.services.query_operation import QueryOperation
 from streamsrv.dimse.services.uid_keys import search_of
 from streamsrv.errors import BadRequest, NotDicom, StreamsrvError, system_error
 from streamsrv.query.attributes import Level
@@ -97,45 +96,24 @@ class SubOperations:
         return DimseStatus.WITH_FAILURES if some else DimseStatus.SUB_OPERATIONS_FAILED
 
 
-class RetrieveOperation:
-    """Call `take` for each fragment of the identifier, then `finish`."""
-
+class RetrieveOperation(QueryOperation):
     name = "C-GET"
+    right = Right.READ
 
     def __init__(
         self, talk: Conversation, command: Command, model: InformationModel, context: UsedContext
     ) -> None:
-        self.command = command
-        self.received = 0
-        self._talk = talk
-        self._model = model
-        self._context = context
-        self._content = bytearray()
-        self._cancelled = False
+        super().__init__(talk, command, model, context)
         self._counts = SubOperations()
         self._told = 0.0
 
-    async def take(self, piece: memoryview) -> None:
-        self.received += len(piece)
-        if self.received <= LONGEST_IDENTIFIER:
-            self._content += piece
-
-    def cancel(self) -> None:
-        self._cancelled = True
-
-    async def abort(self) -> None:
-        self.cancel()
-
     async def finish(self) -> OperationOutcome:
         """Performs the sub-operations. Returns the final response. Raises OSError if the association ends."""
-        talk = self._talk
-        if Right.READ not in talk.peer.principal.rights:
-            talk.rooms.note(talk.peer, Event.REFUSED, EventOutcome.MINOR_FAILURE, detail=self.name)
-            return OperationOutcome(DimseStatus.NOT_AUTHORIZED, "this peer may not read")
-        if self.received > LONGEST_IDENTIFIER:
-            return OperationOutcome(DimseStatus.CANNOT_UNDERSTAND, "the identifier is too long")
+        refused = self._refused()
+        if refused is not None:
+            return refused
         try:
-            identifier = await talk.read(identifier_of, bytes(self._content), self._context.transfer_syntax)
+            identifier = await self._identifier()
             query = wanted(identifier, self._model)
         except BadRequest as error:
             return OperationOutcome(DimseStatus.MISMATCH, error.detail)
@@ -146,7 +124,7 @@ class RetrieveOperation:
         except (ConnectionError, TimeoutError):
             raise
         except Exception as error:
-            return talk.rooms.failure(talk.peer, error, self.name)
+            return self._talk.rooms.failure(self._talk.peer, error, self.name)
 
     async def _performed(self, query: Query) -> OperationOutcome:
         self._counts.total = await self._in_thread(self._count, query)
