@@ -43,7 +43,15 @@ from streamsrv.query.attributes import Level, Position
 from streamsrv.query.budget import Budget
 from streamsrv.query.conditions import Query, query_of
 from streamsrv.search.parameters import SearchLimits, parameters_of
-from streamsrv.store import InstanceKey, InstanceRow, Store, serial_of
+from streamsrv.store import (
+    MISSING_SEGMENT,
+    InstanceKey,
+    InstanceRow,
+    Store,
+    damaged_record,
+    refusal,
+    serial_of,
+)
 from streamsrv.tools.outgoing.store_source import UNLIMITED, copy_bytes
 
 # Of one request.
@@ -97,6 +105,8 @@ class StoredInstance(NamedTuple):
                 return
             if held:
                 break
+        else:
+            raise refusal([damaged_record(self.row, MISSING_SEGMENT)])
         raise FileChanged(f"the instance {self.uid} was deleted or replaced")
 
 

@@ -20,6 +20,7 @@ from small_client import Client, file_of, key_of
 from streamsrv.companions import forwarding
 from streamsrv.companions.delivery import NotDelivered
 from streamsrv.companions.forwarding import REFUSALS, DicomwebPeer, Forwarder
+from streamsrv.errors import InstanceDamaged, SegmentGone
 from streamsrv.events.hooks import Hook, Hooks
 from streamsrv.events.tail import SETTLED
 from streamsrv.query.rules import rule_of
@@ -160,7 +161,11 @@ def test_the_next_attempt_goes_on_behind_the_last_answer(world, monkeypatch):
     assert sent(made) == [pairs[0], pairs[1], pairs[1], pairs[2], *([uid] for uid in pairs[2])]
 
 
-def test_instances_that_change_or_are_damaged_meanwhile(world):
+def gone(segments):
+    raise SegmentGone("an object is gone")
+
+
+def test_instances_that_change_or_are_damaged_meanwhile(world, monkeypatch):
     world.put(*KEYS[:3])
     (event,) = completed(world)
     row = world.store.instance(InstanceKey(*KEYS[1]))[0]
@@ -176,6 +181,9 @@ def test_instances_that_change_or_are_damaged_meanwhile(world):
         with pytest.raises(NotDelivered, match="damaged"):
             made.deliver("", event)
         assert sent(made) == [uids(KEYS[2:3])]
+        monkeypatch.setattr(world.store, "open_segments", gone)
+        with pytest.raises(InstanceDamaged, match="the file of its segment is missing"):
+            found[2].send(None, None)
 
 
 def test_a_long_study_takes_little_memory(world):

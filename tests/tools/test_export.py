@@ -378,6 +378,10 @@ def test_an_instance_that_is_damaged_is_named(server, tmp_path, capsys):
     assert (code, report["exported"], report["failed"]) == (FAILED, 3, 1)
     assert "1.2.826.1.1.1" in report["failures"][0]
     assert len(manifest(tmp_path / "out")) == 3
+    segment.unlink()
+    code, report = export(capsys, tmp_path / "none", "--data", str(data))
+    assert (code, report["exported"], report["gone"], report["failed"]) == (FAILED, 0, 0, 4)
+    assert "the file of its segment is missing" in report["failures"][0]
 
 
 # Names

@@ -17,6 +17,7 @@ from streamsrv.query.conditions import query_of
 from streamsrv.search.parameters import SearchLimits, parameters_of
 from streamsrv.settings import Settings
 from streamsrv.store import (
+    MISSING_SEGMENT,
     InstanceKey,
     InstanceRow,
     LevelRow,
@@ -77,6 +78,8 @@ class StoreSource:
                 begin()
                 copy_bytes(self._store, row, write)
                 return Fetched(row.record_id.hex(), row.transfer_syntax)
+        else:
+            raise refusal([damaged_record(row, MISSING_SEGMENT)])
         raise LookupError("it was deleted")
 
 
