@@ -491,6 +491,14 @@ def test_no_error_has_the_password(url):
     assert "swordfish" not in str(refused.value)
 
 
+@pytest.mark.parametrize("host", ["/missing", "127.0.0.1"])
+def test_only_the_log_has_the_address_of_a_database(host, caplog):
+    with pytest.raises(IndexUnreachable, match=r"reached: (Connection refused|No such file)") as refused:
+        open_index(f"postgresql://u@/x?host={host}&port=1")
+    assert host in caplog.text
+    assert host not in str(refused.value)
+
+
 def test_a_reader_makes_no_tables(url):
     with pytest.raises(StoreError, match="has no index"):
         open_index(url, read_only=True)

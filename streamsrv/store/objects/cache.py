@@ -372,6 +372,8 @@ class ObjectCache:
                 content = self._bucket.read(opened.key, offset, length)
             self._make_room(length)
             opened.verified.update(zip(run, self._put(opened.file, run.start, content), strict=True))
+        except SegmentGone:
+            error = SegmentGone(f"the object of segment {opened.segment} is not in the bucket")
         except BaseException as failure:
             error = failure
         with opened.guard:

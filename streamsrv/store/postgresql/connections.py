@@ -12,13 +12,17 @@ without changes of instances, which may be repeated, asks for the state of its n
 A node that was stopped in a transaction loses its session after ABANDONED, so that others can write. This is
 shorter than LOCKING: they wait, and are not refused. The stopped transaction is refused when it goes on.
 
-Rules of this file: no text of an error holds the password.
+Rules of this file
+- No text of an error holds the password.
+- The log has the address of a database that cannot be reached. Clients get the reason without it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import re
 import select
 import threading
 import time
@@ -64,9 +68,12 @@ _BROKEN = (refusals.DataCorrupted, refusals.IndexCorrupted)
 _CREDENTIALS = ("authentication failed", "no password supplied", "no pg_hba.conf entry", "is not permitted")
 _UNTRUSTED = ("certificate", "SSL", "does not match host name")
 _BROKE_OFF = ("SYSCALL", "unexpected eof", "unexpectedly", "reset by peer", "Broken pipe")
+_ADDRESS = re.compile(r'connection to server (?:at|on socket) "[^"]*"(?: \([^)]*\))?(?:, port \d+)? failed: ')
 _ABANDONED = (refusals.IdleInTransactionSessionTimeout, refusals.TransactionTimeout)
 _AGAIN = (refusals.LockNotAvailable, refusals.QueryCanceled, refusals.DeadlockDetected, *_ABANDONED)
 _UNREACHABLE = (psycopg.OperationalError, psycopg.InterfaceError, *_AGAIN)
+
+log = logging.getLogger("streamsrv.store")
 
 
 def failure(error: BaseException, doing: str) -> BaseException:
@@ -110,6 +117,7 @@ class Connections:
         self._free: list[PipelineLink] = []
         self._room = threading.BoundedSemaphore(MOST)
         self._closed = False
+        self._refused = ""  # the text of the last refusal, until a connection is there
         self.failures = 0  # connections that failed: the database may be another one since
 
     def take(self) -> PipelineLink:
@@ -169,13 +177,17 @@ class Connections:
                 ) from None
             if "does not exist" in said:
                 raise StoreError(f"the setting `index`: the database cannot be opened: {said}") from None
-            raise IndexUnreachable(f"the database of the index cannot be reached: {said}") from None
+            if said != self._refused:
+                log.warning("the database of the index cannot be reached: %s", said)
+            self._refused = said
+            reason = _ADDRESS.sub("", said)
+            raise IndexUnreachable(f"the database of the index cannot be reached: {reason}") from None
         except psycopg.Error:  # its text has parts of the URL, perhaps of the password
             raise StoreError(
                 "the setting `index`: this URL cannot be used: libpq does not understand it, or knows no "
                 "such parameter"
             ) from None
-        connection.autocommit = True
+        connection.autocommit, self._refused = True, ""
         return connection
 
     def settle(self, number: int, change: tuple[bytes, bytes] | None) -> bool:
