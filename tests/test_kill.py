@@ -16,7 +16,7 @@ SEED = int(os.environ.get("SEED", "20240102")) if SOAK == 1 else random.SystemRa
 # How often, where a store replaces what is there and where it is refused.
 ROUNDS = {True: 2 * SOAK, False: SOAK}  # at each named point
 PASSAGES = {True: (1, 2, 3), False: (2, 3)}  # of a compaction's: after the copy's sync, the swap, the unlink
-WORKERS = {True: 6 * SOAK, False: 4 * SOAK}
+WORKERS = {True: 4 * SOAK, False: 3 * SOAK}
 EVERYTHING, SUPERVISORS = 2 * SOAK, SOAK
 
 POINTS = ("mid-body", "before-data-sync", "after-data-sync", "after-commit", "in-delete")

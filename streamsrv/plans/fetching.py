@@ -6,7 +6,7 @@ the spans of a window at the same time, neighbours together. A short answer is o
 
 Rules of this file
 - An answer has at most 1 + AHEAD windows of bytes pinned, however long it is and however slowly its client
-  reads.
+  reads. While many answers hold half of the cache, further windows are short, and one is fetched ahead.
 - Nothing here blocks the event loop: `following` returns a future, and `close` waits for no thread.
 - The lease is released after the last thread that uses it.
 - The bytes are copied to the socket. sendfile would lend memory, and a hole in the cache may write zeros to
@@ -28,6 +28,7 @@ from streamsrv.wire.answers import Answer, ByteStream, Piece, Span, Windows
 # parts.
 WINDOW = 8 << 20
 AHEAD = 2
+SHORT_WINDOW = 1 << 20
 PIECES = 1_024  # of one window
 
 
@@ -71,7 +72,8 @@ class PlanWindows:
         return None
 
     def _begin_more(self) -> None:
-        while len(self._ahead) < 1 + AHEAD and not self._ended:
+        most = 1 if self._fetcher.is_crowded else 1 + AHEAD
+        while len(self._ahead) < most and not self._ended:
             made = Future[FetchedWindow]()
             self._ahead.append(made)
             self._uncut.append(made)
@@ -94,7 +96,7 @@ class PlanWindows:
     def _cut(self) -> list[Piece]:
         """The pieces of the next window; none at the end."""
         pieces: list[Piece] = []
-        room, part = WINDOW, -1
+        room, part = SHORT_WINDOW if self._fetcher.is_crowded else WINDOW, -1
         while room > 0 and len(pieces) < PIECES and not self._ended:
             piece, self._rest = self._rest or next(self._plan, None), None
             if piece is None:

@@ -8,8 +8,7 @@ import shutil
 import pytest
 from certificates import Authority
 from database_server import DatabaseServer
-from live_server import free_port, start_server
-from test_database_index import started
+from live_server import free_port, refused_start, start_server
 
 from streamsrv.errors import StoreError
 from streamsrv.store.postgresql import open_index
@@ -83,6 +82,6 @@ def test_the_sentence_names_the_setting(url, part, instead, password, sentence, 
 
 @pytest.mark.parametrize(("part", "instead", "password", "sentence"), [WRONG[0], WRONG[-1]])
 def test_a_server_that_must_not_start_says_so(url, tmp_path, part, instead, password, sentence):
-    code, said = started(tmp_path, "--index", url.replace(part, instead), PGPASSWORD=password)
+    code, said = refused_start(tmp_path, "--index", url.replace(part, instead), PGPASSWORD=password)
     assert code == 1
     assert re.search(f"the setting `index`: .*{sentence}", said), said

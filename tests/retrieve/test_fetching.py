@@ -215,6 +215,24 @@ def test_an_answer_pins_few_windows(remote, bucket, short_windows):
     answer.release()
 
 
+def test_many_slow_clients_pin_about_half_of_the_cache(remote):
+    """Each of 40 clients reads one window of a study as long as the cache."""
+    store = remote(limit=12 * MIB)
+    answers = []
+    for _ in range(40):
+        answers.append(ask(store, f"/studies/{LONG}", accept=EVERY))
+        answers[-1].plan.following().result(10)
+    until = time.monotonic() + 10
+    while len({len(answer_windows(each)) for each in answers[1:]}) > 1 and time.monotonic() < until:
+        time.sleep(0.001)
+    first = 12 * MIB  # the answer that found the cache empty holds the whole study
+    assert store.readers._pinned * CHUNK < first + len(answers) * 3 * fetching.SHORT_WINDOW
+    assert sum(piece.length for piece in answers[-1].plan) > 10 * MIB
+    for each in answers:
+        each.release()
+    assert store.readers._pinned == 0
+
+
 def answer_windows(answer):
     """Windows that are there before they are wanted."""
     return [ahead for ahead in answer.plan.following.__self__._ahead if ahead.done()]

@@ -271,7 +271,7 @@ def test_nothing_in_the_folder_tells_who_it_was(server, tmp_path, capsys, words)
         "P-1",
         "P-2",
         "A-1",
-        "1970",
+        "19700101",
     ]
     paths = [path for path in out.rglob("*") if path.is_file()]
     for path in paths:

@@ -89,6 +89,10 @@ class ObjectLease:
         )
         return partial(self._owner.unpin, pins)
 
+    @property
+    def is_crowded(self) -> bool:
+        return self._owner.is_crowded
+
     def ahead(self, work: Callable[[], Result]) -> Future[Result]:
         """Run work that fetches bytes, in a thread. It has to end before `release`."""
         return self._owner.ahead(work)
@@ -196,6 +200,7 @@ class ObjectCache:
         self._open: dict[int, OpenObject] = {}
         self._idle: dict[int, OpenObject] = {}  # of the open ones; the longest first
         self._fetched = 0  # bytes since the folder was measured
+        self._pinned = 0  # chunks, those of several answers several times
         self._evicting = threading.Lock()
         self._fetchers = ThreadPoolExecutor(AT_ONCE, "fetch")
         self._reading = threading.BoundedSemaphore(AT_ONCE)
@@ -293,12 +298,21 @@ class ObjectCache:
         except BaseException:
             self.close_all([opened])
             raise
+        with self._lock:
+            self._pinned += len(run)
         return Pin(opened, run.start, len(run))
 
     def unpin(self, pins: Sequence[Pin]) -> None:
         for pin in pins:
             pin.opened.unpin(pin.first, pin.number)
+        with self._lock:
+            self._pinned -= sum(pin.number for pin in pins)
         self.close_all([pin.opened for pin in pins])
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether answers of this process have pinned half of the limit."""
+        return self._pinned * CHUNK > self._limit // 2
 
     def ahead(self, work: Callable[[], Result]) -> Future[Result]:
         return self._waiters.submit(work)

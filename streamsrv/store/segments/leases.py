@@ -40,6 +40,10 @@ class Fetcher(Protocol):
         """These bytes can be read until the function that is returned is called. Any thread may call it,
         before the lease is released. Blocks and raises as `ensure`."""
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether answers hold so many bytes that each should hold few."""
+
     def ahead(self, work: Callable[[], Result]) -> Future[Result]:
         """Run work that blocks for bytes, in a thread. It has to end before the lease is released."""
 
