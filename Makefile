@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test test-fast test-deployment test-viewers test-programs lint format perf soak fuzz docs wheel
+.PHONY: run test test-fast test-deployment test-viewers test-nodes test-programs lint format perf soak fuzz docs wheel
 .PHONY: release audit clean
 
 define environment
@@ -57,18 +57,24 @@ test-fast: $(VENV)/ready
 
 # The files of conf/ and the Dockerfile in the real programs: proxies, systemd, buildah, Prometheus. Needs
 # root, and the programs that .ci/run installs. SOAK=10 sends 2 GB through each proxy.
-# Two processes share the modules evenly: one has the viewers. The name gives each its own ports.
+# Three processes share the modules: viewers, nodes with their engines, and all others. The name gives each its
+# own ports.
 VIEWERS := $(wildcard tests/deployment/test_*viewer*.py)
+NODES := $(wildcard tests/deployment/test_*node*.py tests/deployment/test_*database*.py \
+	tests/deployment/test_*object*.py tests/deployment/test_*cluster*.py)
 
 test-deployment: $(VENV)/ready
 	$(PIP) install --editable '.[dev,release]'
-	$(MAKE) --jobs 2 --keep-going --output-sync=target test-viewers test-programs
+	$(MAKE) --jobs 3 --keep-going --output-sync=target test-viewers test-nodes test-programs
 
 test-viewers: $(VENV)/ready
 	PYTEST_XDIST_WORKER=gw4 $(BIN)/python -m pytest -q -s $(VIEWERS)
 
+test-nodes: $(VENV)/ready
+	PYTEST_XDIST_WORKER=gw5 $(BIN)/python -m pytest -q -s $(NODES)
+
 test-programs: $(VENV)/ready
-	PYTEST_XDIST_WORKER=gw5 $(BIN)/python -m pytest -q -s $(VIEWERS:%=--ignore=%) tests/deployment
+	PYTEST_XDIST_WORKER=gw6 $(BIN)/python -m pytest -q -s $(VIEWERS:%=--ignore=%) $(NODES:%=--ignore=%) tests/deployment
 
 # More rounds of the random tests, with new seeds: SOAK=100 make soak. docs/reliability.md lists them.
 SOAK_TESTS := tests/test_kill.py tests/test_power_cut.py tests/test_failing_disk.py \

@@ -407,6 +407,7 @@ def random_examples(count):
     return settings(derandomize=SOAK == 1, max_examples=count * SOAK, deadline=None)
 
 
+@pytest.mark.no_cover
 @random_examples(120)
 @given(st.integers(0, len(MADE) - 1), st.lists(CHANGES, min_size=2, max_size=4))
 def test_random_changes_of_made_files(number, changes):
@@ -414,6 +415,7 @@ def test_random_changes_of_made_files(number, changes):
     compared([base, base, base, *(mutated(base, each) for each in changes), base])
 
 
+@pytest.mark.no_cover
 @random_examples(80)
 @given(st.integers(0, len(REAL) - 1), st.lists(CHANGES, min_size=2, max_size=4))
 def test_random_changes_of_real_files(number, changes):
@@ -432,6 +434,7 @@ def test_every_byte_changed_once(syntax, pixels):
             assert outcome(content, reader) == outcome(content)
 
 
+@pytest.mark.no_cover
 @random_examples(150)
 @given(st.sampled_from(KINDS), st.lists(CHANGES, min_size=1, max_size=4))
 def test_random_changes(kind, changes):
@@ -540,6 +543,7 @@ def edited(number, syntax, edits):
     return part10(b"".join(element(*each, syntax) for each in elements), syntax)
 
 
+@pytest.mark.no_cover
 @random_examples(200)
 @given(st.sampled_from((EXPLICIT, IMPLICIT)), st.lists(EDITS, min_size=1, max_size=4))
 def test_random_elements(syntax, edits):
@@ -548,6 +552,7 @@ def test_random_elements(syntax, edits):
     assert compared([*series, *odd, *series, *odd, *odd]).matches >= 2
 
 
+@pytest.mark.no_cover
 @random_examples(70)
 @given(st.sampled_from((EXPLICIT, IMPLICIT)), EDITS, EDITS)
 def test_a_template_of_any_two_instances(syntax, one, other):

@@ -126,6 +126,23 @@ def test_a_chunk_is_fetched_once_for_many_threads(cached, bucket):
     assert len(bucket.reads) == 1
 
 
+def test_a_chunk_that_came_meanwhile_is_not_fetched_again(cached, bucket, monkeypatch):
+    """Between a look at the cache and the decision to fetch."""
+    reader, look = cached(), caches._missing
+
+    def slow(pin):
+        found = look(pin)
+        monkeypatch.setattr(caches, "_missing", look)
+        with reader.open([SEGMENT]) as other:
+            other.pread(SEGMENT, 100, 50)
+        return found
+
+    monkeypatch.setattr(caches, "_missing", slow)
+    with reader.open([SEGMENT]) as lease:
+        assert lease.pread(SEGMENT, 100, 50) == CONTENT[100:150]
+    assert len(bucket.reads) == 1
+
+
 def test_another_process_and_the_next_one_read_nothing(cached, bucket):
     for _ in range(3):
         with cached().open([SEGMENT]) as lease:

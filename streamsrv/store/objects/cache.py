@@ -178,6 +178,10 @@ class Pin(NamedTuple):
     first: int
     number: int
 
+    @property
+    def chunks(self) -> range:
+        return range(self.first, self.first + self.number)
+
 
 class ObjectCache:
     """The cache of one process in a folder of the node, of `limit` bytes. `find` gives the places of
@@ -354,16 +358,21 @@ class ObjectCache:
 
     def _fill(self, pins: Sequence[Pin]) -> None:
         """Fetch the chunks that are not there or not whole. They are pinned."""
+        missing: list[tuple[OpenObject, int, bytes | None]] = []
         try:
-            missing = [(pin.opened, chunk) for pin in pins for chunk in _missing(pin)]
+            for pin in pins:
+                before = {chunk: pin.opened.verified.get(chunk) for chunk in pin.chunks}
+                missing += [(pin.opened, chunk, before[chunk]) for chunk in _missing(pin)]
         except OSError as error:
             raise system_error(error, "reading the cache") from error
         waits: list[Future[None]] = []
         own: dict[OpenObject, list[int]] = {}
-        for opened, chunk in missing:
+        for opened, chunk, check in missing:
             with opened.guard:
                 flight = opened.flights.get(chunk)
                 if flight is None:
+                    if opened.verified.get(chunk) is not check:
+                        continue  # another thread has fetched it since this one looked
                     flight = opened.flights[chunk] = Future()
                     own.setdefault(opened, []).append(chunk)
             waits.append(flight)
