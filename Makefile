@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test test-fast test-deployment test-viewers test-nodes test-programs lint format perf soak fuzz docs wheel
+.PHONY: run test test-fast test-deployment test-viewers test-services test-programs lint format perf soak fuzz docs wheel
 .PHONY: release audit clean
 
 define environment
@@ -50,31 +50,32 @@ SLOW := tests/dicom/test_series_template.py tests/dicom/test_jsonmembers.py test
 	tests/codecs/test_pool.py tests/codecs/test_mutants.py tests/codecs/test_taken_over.py \
 	tests/codecs/test_reference_decoders.py \
 	tests/store/test_replay.py tests/store/test_rot.py tests/store/test_changes_log.py tests/store/test_backup.py \
-	tests/ingest/test_assembly.py tests/search/test_search_long_metadata.py
+	tests/store/test_postgresql.py tests/store/test_cluster.py tests/ingest/test_assembly.py \
+	tests/search/test_search_long_metadata.py tests/search/test_search_order.py tests/web/test_describe.py
 
 test-fast: $(VENV)/ready
 	$(PYTEST) $(SLOW:%=--ignore=%) $(FAST)
 
 # The files of conf/ and the Dockerfile in the real programs: proxies, systemd, buildah, Prometheus. Needs
 # root, and the programs that .ci/run installs. SOAK=10 sends 2 GB through each proxy.
-# Three processes share the modules: viewers, nodes with their engines, and all others. The name gives each its
+# Three processes share the modules: viewers, services beside a server, and all others. The name gives each its
 # own ports.
 VIEWERS := $(wildcard tests/deployment/test_*viewer*.py)
-NODES := $(wildcard tests/deployment/test_*node*.py tests/deployment/test_*database*.py \
-	tests/deployment/test_*object*.py tests/deployment/test_*cluster*.py)
+SERVICES := $(wildcard $(patsubst %,tests/deployment/test_*%*.py,node database object cluster gateways \
+	prometheus release restore syslog))
 
 test-deployment: $(VENV)/ready
 	$(PIP) install --editable '.[dev,release]'
-	$(MAKE) --jobs 3 --keep-going --output-sync=target test-viewers test-nodes test-programs
+	$(MAKE) --jobs 3 --keep-going --output-sync=target test-viewers test-services test-programs
 
 test-viewers: $(VENV)/ready
 	PYTEST_XDIST_WORKER=gw4 $(BIN)/python -m pytest -q -s $(VIEWERS)
 
-test-nodes: $(VENV)/ready
-	PYTEST_XDIST_WORKER=gw5 $(BIN)/python -m pytest -q -s $(NODES)
+test-services: $(VENV)/ready
+	PYTEST_XDIST_WORKER=gw5 $(BIN)/python -m pytest -q -s $(SERVICES)
 
 test-programs: $(VENV)/ready
-	PYTEST_XDIST_WORKER=gw6 $(BIN)/python -m pytest -q -s $(VIEWERS:%=--ignore=%) $(NODES:%=--ignore=%) tests/deployment
+	PYTEST_XDIST_WORKER=gw6 $(BIN)/python -m pytest -q -s $(VIEWERS:%=--ignore=%) $(SERVICES:%=--ignore=%) tests/deployment
 
 # More rounds of the random tests, with new seeds: SOAK=100 make soak. docs/reliability.md lists them.
 SOAK_TESTS := tests/test_kill.py tests/test_power_cut.py tests/test_failing_disk.py \

@@ -17,7 +17,7 @@ from live_server import environment, start_server
 from small_client import Client, file_of, key_of
 
 SOAK = int(os.environ.get("SOAK", "1"))
-MOST = EVERY if SOAK > 1 else 3  # of the calls of a kind
+MOST = EVERY if SOAK > 1 else 2  # of the calls of a kind
 FAULTS = {WRITE: errno.ENOSPC, SYNC: errno.EIO, READ: errno.EIO, NAMES: errno.ENOSPC}
 VERBS = [("compact", "--all"), ("reindex",), ("check",)]
 

@@ -14,10 +14,10 @@ from kill_world import World
 SOAK = int(os.environ.get("SOAK", "1"))
 SEED = int(os.environ.get("SEED", "20240102")) if SOAK == 1 else random.SystemRandom().randrange(1 << 32)
 # How often, where a store replaces what is there and where it is refused.
-ROUNDS = {True: 2 * SOAK, False: SOAK}  # at each named point
+ROUNDS = SOAK  # at each named point
 PASSAGES = {True: (1, 2, 3), False: (2, 3)}  # of a compaction's: after the copy's sync, the swap, the unlink
 WORKERS = {True: 4 * SOAK, False: 3 * SOAK}
-EVERYTHING, SUPERVISORS = 2 * SOAK, SOAK
+EVERYTHING, SUPERVISORS = SOAK, SOAK
 
 POINTS = ("mid-body", "before-data-sync", "after-data-sync", "after-commit", "in-delete")
 
@@ -43,7 +43,7 @@ def replacing(request):
 @pytest.mark.parametrize("point", POINTS)
 def test_a_worker_dies_at_a_named_point(world, replacing, point):
     """The supervisor starts another one; the rest of the world does not wait for it."""
-    for _ in range(ROUNDS[replacing]):
+    for _ in range(ROUNDS):
         world.serve(replacing)
         world.kill_at(point)
 

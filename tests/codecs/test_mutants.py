@@ -44,10 +44,6 @@ from framecodecs.pool import messages
 from framecodecs.pool.pool import FramePool, PoolLimits
 from framecodecs.registry import SYNTAXES, decode, encode, transcodable, transcode
 
-# Other tests reach the same lines, and counting makes these three times as slow.
-pytestmark = pytest.mark.no_cover
-
-
 MUTANTS = int(os.environ.get("FRAMECODECS_MUTANTS", "2000"))
 SEED = int(os.environ.get("FRAMECODECS_SEED", "20240607"))
 PROGRESSION = "1.2.840.10008.1.2.4.55"

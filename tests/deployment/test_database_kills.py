@@ -7,13 +7,17 @@ import pytest
 from kill_world import World
 
 
-@pytest.mark.parametrize("replacing", [True, False], ids=["replace", "refuse"])
-def test_nothing_acknowledged_is_lost(tmp_path, database_server, replacing):
+@pytest.mark.parametrize(
+    ("replacing", "points"),
+    [(True, ("before-data-sync", "in-delete")), (False, ("after-data-sync", "after-commit"))],
+    ids=["replace", "refuse"],
+)
+def test_nothing_acknowledged_is_lost(tmp_path, database_server, replacing, points):
     seed = random.SystemRandom().randrange(1 << 32)
     print("seed", seed)
     world = World(tmp_path, seed, database_server.url(f"killed_{replacing}".lower()))
     try:
-        for point in ("before-data-sync", "after-data-sync", "after-commit", "in-delete"):
+        for point in points:
             world.serve(replacing)
             world.kill_at(point)
         world.serve(replacing)

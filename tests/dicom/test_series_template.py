@@ -407,16 +407,14 @@ def random_examples(count):
     return settings(derandomize=SOAK == 1, max_examples=count * SOAK, deadline=None)
 
 
-@pytest.mark.no_cover
-@random_examples(120)
+@random_examples(60)
 @given(st.integers(0, len(MADE) - 1), st.lists(CHANGES, min_size=2, max_size=4))
 def test_random_changes_of_made_files(number, changes):
     base = MADE[number]
     compared([base, base, base, *(mutated(base, each) for each in changes), base])
 
 
-@pytest.mark.no_cover
-@random_examples(80)
+@random_examples(40)
 @given(st.integers(0, len(REAL) - 1), st.lists(CHANGES, min_size=2, max_size=4))
 def test_random_changes_of_real_files(number, changes):
     base = REAL[number]
@@ -434,8 +432,7 @@ def test_every_byte_changed_once(syntax, pixels):
             assert outcome(content, reader) == outcome(content)
 
 
-@pytest.mark.no_cover
-@random_examples(150)
+@random_examples(75)
 @given(st.sampled_from(KINDS), st.lists(CHANGES, min_size=1, max_size=4))
 def test_random_changes(kind, changes):
     syntax, pixels = kind
@@ -543,8 +540,7 @@ def edited(number, syntax, edits):
     return part10(b"".join(element(*each, syntax) for each in elements), syntax)
 
 
-@pytest.mark.no_cover
-@random_examples(200)
+@random_examples(100)
 @given(st.sampled_from((EXPLICIT, IMPLICIT)), st.lists(EDITS, min_size=1, max_size=4))
 def test_random_elements(syntax, edits):
     series = [edited(number, syntax, []) for number in range(8, 12)]
@@ -552,8 +548,7 @@ def test_random_elements(syntax, edits):
     assert compared([*series, *odd, *series, *odd, *odd]).matches >= 2
 
 
-@pytest.mark.no_cover
-@random_examples(70)
+@random_examples(35)
 @given(st.sampled_from((EXPLICIT, IMPLICIT)), EDITS, EDITS)
 def test_a_template_of_any_two_instances(syntax, one, other):
     files = [edited(number, syntax, (one, other)[number % 2]) for number in range(8, 16)]

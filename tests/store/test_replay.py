@@ -18,10 +18,6 @@ from streamsrv.store.maintenance.reindex import reindex
 from streamsrv.store.rows import OnDuplicate, Outcome
 from streamsrv.store.store import StoreOptions
 
-# Other tests reach the same lines, and counting makes these three times as slow.
-pytestmark = pytest.mark.no_cover
-
-
 WITHOUT_INDEX = 3  # every third state is reindexed with the manifest alone
 OPTIONS = StoreOptions(segment_size=3000, min_free=0)
 WRITING = ("commit", "delete", "relocate", "add_segment", "seal", "drop_segment")
