@@ -131,19 +131,19 @@ def mutated(content, changes):
     return bytes(content)
 
 
-@settings(derandomize=True, max_examples=700, deadline=None)
+@settings(derandomize=True, max_examples=350, deadline=None)
 @given(st.integers(0, len(MADE) - 1), CHANGES)
 def test_random_changes_of_made_files(number, changes):
     survives(mutated(MADE[number], changes))
 
 
-@settings(derandomize=True, max_examples=300, deadline=None)
+@settings(derandomize=True, max_examples=150, deadline=None)
 @given(st.integers(0, len(REAL) - 1), CHANGES)
 def test_random_changes_of_real_files(number, changes):
     survives(mutated(REAL[number], changes))
 
 
-@settings(derandomize=True, max_examples=200, deadline=None)
+@settings(derandomize=True, max_examples=100, deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes_behind_the_prefix(tail):
     survives(bytes(128) + b"DICM" + tail)

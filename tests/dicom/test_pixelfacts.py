@@ -235,7 +235,7 @@ ELEMENTS = st.one_of(
     st.sampled_from([{}, {"samples": 3, "planes": 0, "colour": b"RGB "}, {"planes": 1}]),
     st.booleans(),
 )
-@settings(derandomize=True, max_examples=600, deadline=None)
+@settings(derandomize=True, max_examples=300, deadline=None)
 def test_whatever_elements_stand_there_or_twice(elements, values, behind):
     """In the place of those that are there, or in front of them and behind."""
     plain = file_of(**values)

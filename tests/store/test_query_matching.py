@@ -177,7 +177,7 @@ ALPHABET = st.text("aB*?^. é", max_size=8)
 
 
 @given(ALPHABET, st.text("aB^. é", max_size=8))
-@settings(max_examples=500, derandomize=True, deadline=None)
+@settings(max_examples=250, derandomize=True, deadline=None)
 def test_globs_agree_with_regular_expressions(pattern: str, text: str) -> None:
     expected = "".join({"*": ".*", "?": "."}.get(one, re.escape(one)) for one in pattern)
     assert Glob(pattern).matches(text) is (re.fullmatch(expected, text, re.DOTALL) is not None)
@@ -190,7 +190,7 @@ def test_no_pattern_takes_long() -> None:
 
 
 @given(st.text("aAbé^=*? ß", max_size=6), st.text("aAbé^=ß ", max_size=6), st.booleans())
-@settings(max_examples=600, derandomize=True, deadline=None)
+@settings(max_examples=300, derandomize=True, deadline=None)
 def test_lists_offer_every_name_that_matches(asked: str, value: str, fuzzy: bool) -> None:
     matcher = matcher_of("PatientName", "PN", asked, MatchingOptions(fuzzy))
     groups = dict(zip(("Alphabetic", "Ideographic", "Phonetic"), value.split("="), strict=False))
@@ -199,7 +199,7 @@ def test_lists_offer_every_name_that_matches(asked: str, value: str, fuzzy: bool
 
 
 @given(st.text("aAb^ ,*", max_size=6), st.text("aAbé^, ", max_size=8))
-@settings(max_examples=300, derandomize=True, deadline=None)
+@settings(max_examples=150, derandomize=True, deadline=None)
 def test_fuzzy_names_are_matched_word_by_word(asked: str, value: str) -> None:
     matcher = matcher_of("PatientName", "PN", asked, FUZZY)
     if isinstance(matcher, Universal):
@@ -211,7 +211,7 @@ def test_fuzzy_names_are_matched_word_by_word(asked: str, value: str) -> None:
 
 
 @given(st.text("aA*?1 ", max_size=6), st.text("aA1 ", max_size=6))
-@settings(max_examples=300, derandomize=True, deadline=None)
+@settings(max_examples=150, derandomize=True, deadline=None)
 def test_lists_offer_every_text_that_matches(asked: str, value: str) -> None:
     matcher = matcher_of("StudyID", "SH", asked)
     if not isinstance(matcher, Universal):
@@ -219,7 +219,7 @@ def test_lists_offer_every_text_that_matches(asked: str, value: str) -> None:
 
 
 @given(st.text("aAkK\u212aéÉßİ*?1 ", max_size=6), st.text("aAkK\u212aéÉßİ1 ", max_size=6))
-@settings(max_examples=300, derandomize=True, deadline=None)
+@settings(max_examples=150, derandomize=True, deadline=None)
 def test_lists_offer_every_text_that_matches_without_case(asked: str, value: str) -> None:
     """With letters whose other case is longer, or ASCII while they are not: the Kelvin sign."""
     matcher = matcher_of("StudyID", "SH", asked, CASELESS)

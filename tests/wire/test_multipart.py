@@ -459,7 +459,7 @@ FRAGMENTS = st.sampled_from(
 )
 
 
-@settings(max_examples=400, derandomize=True, deadline=None)
+@settings(max_examples=200, derandomize=True, deadline=None)
 @given(st.lists(FRAGMENTS, max_size=14).map(b"".join), st.lists(st.integers(0, 120), max_size=5))
 @example(b"\r\n--boundary\r\n--boundary  \r\r\n--boundary--", [19])
 def test_any_bytes_are_read_alike_however_split(body: bytes, cuts: list[int]) -> None:
