@@ -30,16 +30,19 @@ class TrailState(NamedTuple):
 
 
 def copy_trail(source: Path, target: Path) -> None:
-    """Makes the trail in `target` equal to that in `source`. Raises OSError."""
-    for _ in range(ATTEMPTS):
+    """Makes the trail in `target` equal to that in `source`. Raises OSError, also if files are removed during
+    each attempt: then `target` keeps its head."""
+    for left in reversed(range(ATTEMPTS)):
         state = _state(source)
         os.makedirs(target, mode=0o700, exist_ok=True)
         try:
             for name, length in state.lengths.items():
                 _copy(source / name, target / name, length)
         except FileNotFoundError:  # a file was removed by its age
-            continue
-        break
+            if not left:
+                raise
+        else:
+            break
     for path in files_of(target).values():
         if path.name not in state.lengths:
             path.unlink()

@@ -1,6 +1,7 @@
 """The verbs `backup` and `restore`: exit codes, reports and the progress on a terminal."""
 
 import contextlib
+import errno
 import fcntl
 import io
 import json
@@ -10,6 +11,7 @@ import pytest
 from live_server import start_server
 from small_client import Client, file_of, key_of
 
+from streamsrv.audit import copying
 from streamsrv.audit.cursor import Cursor, SentPosition
 from streamsrv.audit.entries import AuditEntry, Event
 from streamsrv.audit.trail import Trail, TrailLimits
@@ -136,6 +138,21 @@ def written(folder, *studies):
 
 def lines(folder):
     return [line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
+
+
+def test_a_trail_that_always_loses_a_file_is_no_copy(tmp_path, monkeypatch):
+    """A copy without a file that the head counts would look whole."""
+    trail = tmp_path / "trail"
+    written(trail, "1.1")
+
+    def gone(*_):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(copying, "_copy", gone)
+    target = tmp_path / "copy"
+    with pytest.raises(FileNotFoundError):
+        copying.copy_trail(trail, target)
+    assert not (target / "head").exists()
 
 
 def test_a_backup_has_the_audit_trail(data, tmp_path, capsys):
