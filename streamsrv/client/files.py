@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 from streamsrv.dicom import tags
 from streamsrv.dicom.elements import Elements
@@ -106,15 +106,25 @@ def size_of(path: Path) -> int:
         return 0
 
 
-def batches(files: Iterator[FoundFile], limit: Limit) -> Iterator[Batch]:
-    batch: Batch = []
+class HasLength(Protocol):
+    @property
+    def length(self) -> int:
+        """Bytes."""
+
+
+Sent = TypeVar("Sent", bound=HasLength)
+
+
+def batches(instances: Iterable[Sent], limit: Limit) -> Iterator[list[Sent]]:
+    """The instances of each request."""
+    batch: list[Sent] = []
     size = 0
-    for found in files:
-        if batch and (len(batch) >= limit.instances or size + found.length > limit.size):
+    for each in instances:
+        if batch and (len(batch) >= limit.instances or size + each.length > limit.size):
             yield batch
             batch, size = [], 0
-        batch.append(found)
-        size += found.length
+        batch.append(each)
+        size += each.length
     if batch:
         yield batch
 

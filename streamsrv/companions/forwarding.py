@@ -32,7 +32,7 @@ from streamsrv.client.connection import (
     results_of,
 )
 from streamsrv.client.credentials import Credentials, arguments_of, credentials_of
-from streamsrv.client.files import FileChanged
+from streamsrv.client.files import FileChanged, Limit, batches
 from streamsrv.companions.delivery import ATTEMPTS, DEADLINE, NotDelivered, checked_address
 from streamsrv.config import SettingsError
 from streamsrv.errors import InstanceDamaged, SegmentGone
@@ -54,8 +54,7 @@ from streamsrv.store import (
 )
 from streamsrv.tools.outgoing.store_source import UNLIMITED, copy_bytes
 
-# Of one request.
-MOST_INSTANCES, MOST_BYTES = 100, 64 << 20
+REQUEST = Limit(instances=100, size=64 << 20)
 # Instances of a study that the peer refuses: with more of them the rest is not sent.
 MOST_REFUSED = 1_000
 # Attempts at instances that are refused: 13 seconds.
@@ -214,7 +213,7 @@ class Forwarder:
                 if len(self._refused) >= MOST_REFUSED:
                     break
             found = [row for key in again if (row := self._row(key)) is not None]
-            for batch in _cut(StoredInstance(self._store, row) for row in found):
+            for batch in batches((StoredInstance(self._store, row) for row in found), REQUEST):
                 self._send(batch)
         except NotDelivered as error:
             error.progress = self._sent > before
@@ -235,7 +234,7 @@ class Forwarder:
     def _batches(self, event: ToldEvent) -> Iterator[tuple[list[StoredInstance], Position]]:
         """Batches behind `_after`, each with the position of its last instance."""
         query = replace(self._query, study=event.study, after=self._after)
-        for batch in _cut(self._instances(query, event)):
+        for batch in batches(self._instances(query, event), REQUEST):
             yield batch, Position(None, *batch[-1].row.key)
 
     def _instances(self, query: Query, event: ToldEvent) -> Iterator[StoredInstance]:
@@ -274,16 +273,3 @@ class Forwarder:
     def _letter(self, event: ToldEvent) -> bytes:
         reasons = {key.instance: reason for key, reason in islice(self._refused.items(), SHOWN)}
         return orjson.dumps(orjson.loads(event.data) | {"refused": len(self._refused), "reasons": reasons})
-
-
-def _cut(instances: Iterator[StoredInstance]) -> Iterator[list[StoredInstance]]:
-    batch: list[StoredInstance] = []
-    size = 0
-    for each in instances:
-        if batch and (len(batch) >= MOST_INSTANCES or size + each.length > MOST_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(each)
-        size += each.length
-    if batch:
-        yield batch

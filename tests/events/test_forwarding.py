@@ -148,7 +148,7 @@ def test_a_peer_that_cannot_take_it_now(world, row, reason, most):
 
 
 def test_the_next_attempt_goes_on_behind_the_last_answer(world, monkeypatch):
-    monkeypatch.setattr(forwarding, "MOST_INSTANCES", 2)
+    monkeypatch.setattr(forwarding, "REQUEST", forwarding.REQUEST._replace(instances=2))
     world.put(*KEYS)
     (event,) = completed(world)
     bad = {"status": 400, "answer": b"{}"}
