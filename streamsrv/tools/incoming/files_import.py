@@ -26,7 +26,7 @@ from streamsrv.config import SettingsError, add_config_argument, settings_of
 from streamsrv.errors import InstanceRefused, NotDicom, StreamsrvError
 from streamsrv.tools.file_names import safe_name
 from streamsrv.tools.incoming.imported import ImportedFiles
-from streamsrv.tools.incoming.landing import Counted, Landing
+from streamsrv.tools.incoming.landing import Landing
 from streamsrv.tools.incoming.orthanc_storage import Attachment, AttachmentDamaged, attachments
 from streamsrv.tools.incoming.run_report import FAILED, RunReport
 from streamsrv.tools.incoming.store_landing import opened
@@ -176,10 +176,9 @@ class FilesImport:
             self._report.add(EARLIER)
             return
         label = str(len(self._waiting))
-        counted = Counted(file.pieces())
-        self._landing.take(label, counted)
+        length = self._landing.take(label, file.pieces())
         self._waiting[label] = file.path, state
-        self._report.count_bytes(counted.bytes)
+        self._report.count_bytes(length)
 
     def _flush(self) -> None:
         done = []

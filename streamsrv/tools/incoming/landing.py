@@ -43,8 +43,8 @@ class Landing(Protocol):
     def is_full(self) -> bool:
         """Whether `flush` comes next."""
 
-    def take(self, label: str, pieces: Pieces) -> None:
-        """Raises the errors of `pieces`; then nothing of the instance is left."""
+    def take(self, label: str, pieces: Pieces) -> int:
+        """Returns the bytes of the instance. Raises the errors of `pieces`; then nothing of it is left."""
 
     def flush(self) -> list[Landed]:
         """The results of all instances since the last call, durable."""
@@ -118,7 +118,7 @@ class ServiceLanding:
     def is_full(self) -> bool:
         return len(self._labels) >= BATCH_INSTANCES or self._bytes >= BATCH_BYTES
 
-    def take(self, label: str, pieces: Pieces) -> None:
+    def take(self, label: str, pieces: Pieces) -> int:
         path = Path(self._folder.name, str(len(self._labels)))
         counted = Counted(pieces)
         with path.open("wb") as file:
@@ -129,6 +129,7 @@ class ServiceLanding:
             self._files.append(examine(path))
         except InstanceError as fault:
             self._tally.fail(FoundFile(path, counted.bytes, ""), NO_REASON, fault.detail)
+        return counted.bytes
 
     def flush(self) -> list[Landed]:
         if self._files:

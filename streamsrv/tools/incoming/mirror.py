@@ -23,7 +23,7 @@ from streamsrv.client.downloads import DownloadFailed, InstanceGone
 from streamsrv.client.studies import AnswerEnded, PartPieces, RemoteStudies, path_of
 from streamsrv.client.verb import Verdict
 from streamsrv.errors import StreamsrvError
-from streamsrv.tools.incoming.landing import Counted, Destination, Landed, Landing
+from streamsrv.tools.incoming.landing import Destination, Landed, Landing
 from streamsrv.tools.incoming.pulled import GONE, PlannedStudy, PulledInstances, WantedResource
 from streamsrv.tools.incoming.run_report import FAILED, RunReport
 from streamsrv.tools.progress import ProgressLine
@@ -114,9 +114,7 @@ class Mirror:
             for pieces in parts:
                 if self._stopped is not None:
                     raise StreamsrvError("another thread has failed") from self._stopped
-                counted = Counted(pieces)
-                landing.take("", counted)
-                self._report.count_bytes(counted.bytes)
+                self._report.count_bytes(landing.take("", pieces))
                 if landing.is_full:
                     self._settle(wanted, landing.flush())
                 if line is not None:

@@ -73,13 +73,14 @@ class StoreLanding:
             readers=self._readers,
         )
 
-    def take(self, label: str, pieces: Pieces) -> None:
+    def take(self, label: str, pieces: Pieces) -> int:
         if self._batch is None:
             self._batch = InstanceBatch(self._store, self._ingest)
         counted = Counted(pieces)
         self._batch.take(counted)
         self._labels.append(label)
         self._bytes += counted.bytes
+        return counted.bytes
 
     def flush(self) -> list[Landed]:
         batch, labels = self._batch, self._labels
