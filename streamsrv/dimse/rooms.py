@@ -72,9 +72,8 @@ class BackgroundTasks:
 @dataclass(frozen=True, slots=True)
 class DimseRooms:
     """`ingest` makes the transaction of a principal for a SOP Class and Instance UID. `searches` and
-    `retrieve` are those of a principal. `dialer` makes associations.
-    `on_failure` is called if this process cannot use the index any
-    more."""
+    `retrieve` are those of a principal. `dialer` makes associations. `on_failure` is called if this process
+    cannot use the index any more."""
 
     ingest: Callable[[Principal, tuple[str, str]], Ingest]
     searches: Callable[[Principal], Searches]
@@ -107,14 +106,11 @@ class DimseRooms:
         peer: DimsePeer,
         event: Event,
         outcome: EventOutcome = EventOutcome.SUCCESS,
-        *,
-        study: str = "",
-        query: str = "",
-        detail: str = "",
+        **facts: str,
     ) -> None:
-        """An entry of the audit trail that nothing waits for."""
+        """An `entry` of the audit trail that nothing waits for."""
         if self.audit is not None:
-            self.audit.note(self.entry(peer, event, outcome, study=study, query=query, detail=detail))
+            self.audit.note(self.entry(peer, event, outcome, **facts))
 
     def entry(
         self,

@@ -113,7 +113,6 @@ class ObjectUpload:
     def __init__(self, store: AnyStore, key: str, part: int) -> None:
         self._store = store
         self._key = key
-        self._part = part
         self._length = 0
         self._file = obstore.open_writer(store, key, buffer_size=part, max_concurrency=PARTS_AT_ONCE)
         self._ended = False

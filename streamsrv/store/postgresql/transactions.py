@@ -12,6 +12,7 @@ there: the transaction is refused.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -56,7 +57,7 @@ _WALKED_AT_ONCE = 501
 MANY = 16  # entries of a key, from which on it takes less to step from key to key
 
 
-class TableTransaction:
+class TableTransaction(ABC):
     """The part of both. `doing` is for errors."""
 
     def __init__(self, connections: Connections, doing: str) -> None:
@@ -65,15 +66,17 @@ class TableTransaction:
         self._link: PipelineLink | None = None
         self._known: dict[Table, dict[bytes, bytes | None]] = {table: {} for table in TABLES.values()}
 
+    @abstractmethod
     def ask(self, statement: str, values: Sequence[Value] = ()) -> list[Row]:
-        raise NotImplementedError
+        """The rows of one statement."""
 
+    @abstractmethod
     def settle_table(self, table: Table, behind: Pair = NOWHERE) -> None:
-        pass
+        """As `Statements.settle_table`."""
 
+    @abstractmethod
     def list_of(self, table: Table, key: bytes) -> list[Pair] | None:
         """All rows of a key, if they are known."""
-        return None
 
     def cursor(self, db: Table) -> TableCursor:
         return TableCursor(self, db)
@@ -185,6 +188,9 @@ class ReadingTables(TableTransaction):
         self._known[STUDIES].update((study, value) for study, value in found)
         if len(found) <= most:
             self._lists[key] = [(key, study) for study, _ in found]
+
+    def settle_table(self, table: Table, behind: Pair = NOWHERE) -> None:
+        """No row waits."""
 
     def list_of(self, table: Table, key: bytes) -> list[Pair] | None:
         return self._lists.get(key) if table is ATTRIBUTES else None
@@ -352,6 +358,9 @@ class WritingTables(TableTransaction):
         self._collect(table)
         lows, highs = [low for low, _ in ranges], [high for _, high in ranges]
         self._changes.append(_TableWrite(table, -1, Asked(table.ranges_deleted, (lows, highs))))
+
+    def list_of(self, table: Table, key: bytes) -> list[Pair] | None:
+        return None
 
     def settle_table(self, table: Table, behind: Pair = NOWHERE) -> None:
         waiting = max(self._pairs[table], default=NOWHERE), (max(self._waiting[table], default=b""), b"")
