@@ -14,6 +14,39 @@ import pydicom
 from streamsrv import samples
 
 
+class ScriptedHandler(http.server.BaseHTTPRequestHandler):
+    """For services with their own `do_GET`."""
+
+    protocol_version = "HTTP/1.1"
+
+    def answer(self, status, kind, body, *headers, sent=1.0):
+        """`sent` is the share of the body that is sent before the connection ends."""
+        self.send_response(status)
+        for name, value in (("Content-Type", kind), ("Content-Length", str(len(body))), *headers):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body[: int(len(body) * sent)])
+        self.close_connection = sent < 1
+
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def served(handler):
+    """A service with this handler, and its URL."""
+    service = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    service.url = f"http://127.0.0.1:{service.server_address[1]}"
+    thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield service
+    finally:
+        service.shutdown()
+        thread.join()
+        service.server_close()
+
+
 class FakeService(http.server.ThreadingHTTPServer):
     """Answers each request with the next row of `script`; the last row serves all that follow. Keeps the
     bodies' parts."""

@@ -2,17 +2,16 @@
 
 import csv
 import hashlib
-import http.server
 import json
 import re
 import shutil
 import subprocess
-import threading
 from pathlib import Path, PureWindowsPath
 
 import clinic as world
 import pydicom
 import pytest
+from fake_service import ScriptedHandler, served
 from live_server import start_server
 from pydicom.fileset import FileSet
 from pydicom.uid import (
@@ -295,10 +294,9 @@ def test_a_key_exports_the_studies_of_its_rule(server, tmp_path, capsys):
     assert locked.end() == 0
 
 
-class Unsteady(http.server.BaseHTTPRequestHandler):
+class Unsteady(ScriptedHandler):
     """One instance. `script` has the behaviour of each request for it."""
 
-    protocol_version = "HTTP/1.1"
     file = FILES["1.2.826.0.1.1"]
 
     def do_GET(self):
@@ -317,27 +315,11 @@ class Unsteady(http.server.BaseHTTPRequestHandler):
         else:
             self.answer(200, "application/dicom", self.file, sent=behaviour)
 
-    def answer(self, status, kind, body, *headers, sent=1.0):
-        self.send_response(status)
-        for name, value in (("Content-Type", kind), ("Content-Length", str(len(body))), *headers):
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body[: int(len(body) * sent)])
-        self.close_connection = sent < 1
-
-    def log_message(self, *_):
-        pass
-
 
 @pytest.fixture
 def unsteady():
-    service = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Unsteady)
-    thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield service
-    service.shutdown()
-    thread.join()
-    service.server_close()
+    with served(Unsteady) as service:
+        yield service
 
 
 @pytest.mark.parametrize(

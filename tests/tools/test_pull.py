@@ -1,13 +1,12 @@
 """The verb `pull`: from another server into the folder of a store, and to a server."""
 
-import http.server
 import json
 import shutil
-import threading
 from urllib.parse import parse_qs, urlsplit
 
 import clinic as world
 import pytest
+from fake_service import ScriptedHandler, served
 from live_server import free_port, start_server
 
 from streamsrv.cli import FAILED, USAGE, main
@@ -97,11 +96,9 @@ def test_what_is_there_already_is_a_success(source, target, place, capsys, tmp_p
 # --- services that fail ---
 
 
-class ScriptedSource(http.server.BaseHTTPRequestHandler):
+class ScriptedSource(ScriptedHandler):
     """One study, `files` by SOP Instance UID, in one series. `script` has the behaviour of each retrieve;
     then all succeed."""
-
-    protocol_version = "HTTP/1.1"
 
     def do_GET(self):
         parts = urlsplit(self.path)
@@ -133,32 +130,14 @@ class ScriptedSource(http.server.BaseHTTPRequestHandler):
         page = found if self.server.ignores_offset else found[offset : offset + limit]
         self.answer(200, "application/dicom+json", json.dumps(page).encode())
 
-    def answer(self, status, kind, body, sent=1.0):
-        self.send_response(status)
-        for name, value in (("Content-Type", kind), ("Content-Length", str(len(body)))):
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body[: int(len(body) * sent)])
-        self.close_connection = sent < 1
-
-    def log_message(self, *_):
-        pass
-
 
 @pytest.fixture
 def scripted():
-    service = http.server.ThreadingHTTPServer(("127.0.0.1", 0), ScriptedSource)
-    service.daemon_threads = True
-    service.asked, service.script, service.ignores_offset = [], [], False
-    service.files = {uid: FILES[number] for number, uid in enumerate(world.CT_INSTANCES)}
-    service.listed = list(service.files)
-    service.url = f"http://127.0.0.1:{service.server_address[1]}"
-    thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield service
-    service.shutdown()
-    thread.join()
-    service.server_close()
+    with served(ScriptedSource) as service:
+        service.asked, service.script, service.ignores_offset = [], [], False
+        service.files = {uid: FILES[number] for number, uid in enumerate(world.CT_INSTANCES)}
+        service.listed = list(service.files)
+        yield service
 
 
 SERIES = "/studies/1.2/series/1.2.3"
