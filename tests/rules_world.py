@@ -116,8 +116,9 @@ def _pieces(answer, part):
     if isinstance(part, Literal):
         yield part.payload
     elif isinstance(part, Span):
-        with open(answer.descriptor(part.segment), "rb", closefd=False, buffering=0) as source:
-            source.seek(part.offset)
+        descriptor, offset = answer.file_at(part.segment, part.offset)
+        with open(descriptor, "rb", closefd=False, buffering=0) as source:
+            source.seek(offset)
             yield source.read(part.length)
     else:
         yield from part.chunks(0, part.length)

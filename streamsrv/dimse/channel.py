@@ -14,7 +14,8 @@ from concurrent.futures import Executor
 from streamsrv.dimse.protocol.commands import Command, event_report_request, store_request
 from streamsrv.dimse.protocol.pdus import LAST, data_head, data_pdus
 from streamsrv.errors import StoreCorrupt
-from streamsrv.retrieve.whole_datasets import StoredRange, WholeDataset
+from streamsrv.retrieve.whole_datasets import WholeDataset
+from streamsrv.store import FileRange
 
 # Sends the pieces of one message, and nothing of another one between them.
 SendMessage = Callable[[AsyncIterator[bytes | memoryview]], Awaitable[None]]
@@ -85,7 +86,7 @@ class OutgoingDataset:
             for piece in (content[at : at + self._room],)
         )
 
-    def _read(self, stored: StoredRange, flags: int) -> memoryview:
+    def _read(self, stored: FileRange, flags: int) -> memoryview:
         """The next bytes of a stored dataset, in one call of the kernel."""
         view, place, fragments = memoryview(self.buffer), FRONT, list[memoryview]()
         end = min(self._at + PORTION, stored.length)
@@ -97,7 +98,7 @@ class OutgoingDataset:
             fragments.append(view[place + _HEADS : place + _HEADS + size])
             place += _HEADS + size
             at += size
-        got = os.preadv(stored.descriptor, fragments, stored.offset + self._at, flags) if fragments else 0
+        got = os.preadv(stored.fd, fragments, stored.offset + self._at, flags) if fragments else 0
         if got < at - self._at:
             if flags:
                 raise BlockingIOError

@@ -107,7 +107,7 @@ class StoredPictures:
     def _read(self, one: Span) -> bytes | None:
         lease = self.selection.lease
         if self.brief:
-            return at_hand(lease.fd(one.segment), one)
+            return at_hand(*lease.file_at(one.segment, one.offset), one.length)
         return lease.pread(one.segment, one.offset, one.length)
 
     def _coloured(self, spans: Sequence[Span], start: bytes, head: PictureHead) -> Sequence[Piece]:
@@ -151,21 +151,22 @@ class StoredPictures:
         return piece if content is None else Literal(content)
 
 
-def head_at_hand(descriptor: int, frame: Span, info: FrameInfo) -> PictureHead | None:
-    """The head of a frame in one piece. None if the frame is no picture, or is not in memory."""
-    start = at_hand(descriptor, Span(frame.segment, frame.offset, min(frame.length, LONGEST_HEAD)))
-    end = at_hand(descriptor, tail_of(frame))
+def head_at_hand(fd: int, offset: int, length: int, info: FrameInfo) -> PictureHead | None:
+    """The head of a frame in one piece of a file. None if the frame is no picture, or is not in memory."""
+    start = at_hand(fd, offset, min(length, LONGEST_HEAD))
+    tail = min(length, END)
+    end = at_hand(fd, offset + length - tail, tail)
     return None if start is None or end is None else picture_head(start, end, info)
 
 
-def at_hand(descriptor: int, one: Span) -> bytes | None:
-    """A few bytes of a segment, if they are in memory."""
-    found = bytearray(one.length)
+def at_hand(fd: int, offset: int, length: int) -> bytes | None:
+    """A few bytes of a file, if they are in memory."""
+    found = bytearray(length)
     try:
-        count = os.preadv(descriptor, [found], one.offset, os.RWF_NOWAIT)
+        count = os.preadv(fd, [found], offset, os.RWF_NOWAIT)
     except OSError:  # not in memory, or the file system cannot tell
         return None
-    return bytes(found) if count == one.length else None
+    return bytes(found) if count == length else None
 
 
 def tail_of(one: Span) -> Span:

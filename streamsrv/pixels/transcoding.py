@@ -226,7 +226,7 @@ def placed_frame(selection: Selection, pieces: Sequence[Piece]) -> StoredFrame |
     """A frame that the pixel process reads itself: in one piece, and not so short that a copy is faster."""
     if len(pieces) != 1 or not isinstance(piece := pieces[0], Span) or piece.length < PLACED:
         return None
-    return StoredFrame(selection.lease.fd(piece.segment), piece.offset, piece.length)
+    return StoredFrame(*selection.lease.file_at(piece.segment, piece.offset), piece.length)
 
 
 def are_at_hand(selection: Selection, pieces: Sequence[Piece], most: int) -> bool:
@@ -240,10 +240,11 @@ def are_at_hand(selection: Selection, pieces: Sequence[Piece], most: int) -> boo
 def _is_warm(selection: Selection, piece: Piece) -> bool:
     if not isinstance(piece, Span):
         return False
-    descriptor, page = selection.lease.fd(piece.segment), [bytearray(1)]
+    descriptor, offset = selection.lease.file_at(piece.segment, piece.offset)
+    page = [bytearray(1)]
     try:
         for at in range(0, piece.length, PROBE_STEP):
-            os.preadv(descriptor, page, piece.offset + at, os.RWF_NOWAIT)
+            os.preadv(descriptor, page, offset + at, os.RWF_NOWAIT)
     except OSError:  # not in memory, or the file system cannot tell
         return False
     return True
@@ -256,11 +257,10 @@ def piece_chunks(selection: Selection, piece: Piece) -> Iterator[bytes]:
     elif isinstance(piece, ByteStream):
         yield from piece.chunks(0, piece.length)
     else:
-        descriptor = selection.lease.fd(piece.segment)
-        for offset, length in selection.lease.windows(piece.segment, piece.offset, piece.length):
+        for fd, offset, length in selection.lease.windows(piece.segment, piece.offset, piece.length):
             for at in range(offset, offset + length, READ):
                 size = min(READ, offset + length - at)
-                chunk = os.pread(descriptor, size, at)
+                chunk = os.pread(fd, size, at)
                 if len(chunk) != size:
                     raise StoreCorrupt(f"segment {piece.segment} ends before a value that the index knows")
                 yield chunk

@@ -241,7 +241,7 @@ def plan_answer(
         retrieval.end()
         raise
     if isinstance(planned, Answer) and planned.release is None:
-        planned.descriptor, planned.release = selection.lease.fd, retrieval.end
+        planned.file_at, planned.release = selection.lease.file_at, retrieval.end
         return fetched(_dated(request, selection, planned), selection.lease)
     retrieval.end()
     if isinstance(planned, Pending):

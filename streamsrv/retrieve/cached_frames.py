@@ -170,7 +170,7 @@ class CachedPictures(CachedInstance):
         if piece is None or lease is None:
             return None
         try:
-            head = head_at_hand(lease.fd(piece.segment), piece, self._info)
+            head = head_at_hand(*lease.file_at(piece.segment, piece.offset), piece.length, self._info)
         finally:
             lease.release()
         if head is None or head.has_profile:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 from streamsrv.dicom.explicit import Changes, Here, changed_pieces
 from streamsrv.dicom.implicit import implicit_chunks
@@ -26,20 +25,12 @@ from streamsrv.pixels.transcoding import piece_chunks
 from streamsrv.plans.payloads import as_piece, reader, span
 from streamsrv.retrieve.answering import Retrieval, Rooms
 from streamsrv.retrieve.instances import possible_targets, sent
-from streamsrv.store import InstanceKey, InstanceRow, Store
+from streamsrv.store import FileRange, InstanceKey, InstanceRow, Store
 from streamsrv.wire.accept import InstancesChoice
 from streamsrv.wire.answers import Piece, Request
 from streamsrv.wire.resources import target_of
 
 _GROUP_LENGTH_END = 144  # preamble, prefix and the element (0002,0000)
-
-
-class StoredRange(NamedTuple):
-    """Bytes of an open file."""
-
-    descriptor: int
-    offset: int
-    length: int
 
 
 @dataclass(slots=True)
@@ -50,7 +41,7 @@ class WholeDataset:
     row: InstanceRow
     syntax: str
     chunks: Iterator[bytes]
-    stored: StoredRange | None
+    stored: FileRange | None
     close: Callable[[], None]
 
 
@@ -70,7 +61,8 @@ def dataset_at_hand(
     except SegmentGone:
         return None
     segment, offset, length = row.location
-    place = StoredRange(lease.fd(segment), offset + row.dataset_offset, length - row.dataset_offset)
+    fd, start = lease.file_at(segment, offset + row.dataset_offset)
+    place = FileRange(fd, start, length - row.dataset_offset)
     return WholeDataset(row, row.transfer_syntax, iter(()), place, lease.release)
 
 
@@ -94,19 +86,19 @@ def whole_dataset(rooms: Rooms, key: InstanceKey, taken: Callable[[str], Sequenc
         raise
 
 
-def _as_stored(retrieval: Retrieval, row: InstanceRow) -> tuple[Iterator[bytes], StoredRange | None]:
+def _as_stored(retrieval: Retrieval, row: InstanceRow) -> tuple[Iterator[bytes], FileRange | None]:
     start = _end_of_meta(retrieval, row) if row.deflated else row.dataset_offset
     place = span(row, start, row.location.length - start)
     windows = retrieval.selection.lease.windows(place.segment, place.offset, place.length)
-    if next(windows, None) == (place.offset, place.length):
+    first = next(windows, None)
+    if first is not None and first.length == place.length:
         retrieval.endings.append(partial(close_windows, windows))
-        descriptor = retrieval.selection.lease.fd(place.segment)
-        return iter(()), StoredRange(descriptor, place.offset, place.length)
+        return iter(()), first
     close_windows(windows)
     return piece_chunks(retrieval.selection, place), None
 
 
-def close_windows(windows: Iterator[tuple[int, int]]) -> None:
+def close_windows(windows: Iterator[FileRange]) -> None:
     if isinstance(windows, Generator):
         windows.close()
 

@@ -45,7 +45,7 @@ from streamsrv.store.rows import (
     OnDuplicate,
     Outcome,
 )
-from streamsrv.store.segments.leases import Fetcher, SegmentLease
+from streamsrv.store.segments.leases import Fetcher, FileRange, SegmentLease
 from streamsrv.store.segments.records import Record
 from streamsrv.store.segments.verifying import MISSING_SEGMENT, damaged_record, refusal
 from streamsrv.store.store import Store, StoreOptions, migrate_index

@@ -74,6 +74,7 @@ Piece: TypeAlias = Literal | Span | ByteStream
 
 
 Place: TypeAlias = tuple[int, int, int]  # segment, offset, length
+FileAt: TypeAlias = Callable[[int, int], tuple[int, int]]  # segment, offset -> descriptor, offset in its file
 
 
 class StoredParts:
@@ -149,7 +150,7 @@ class Answer:
     headers: list[tuple[str, str]] = field(default_factory=list)
     plan: Iterable[Piece] = ()
     length: int | None = 0  # bytes of the whole plan; None if that of a ByteStream is unknown
-    descriptor: Callable[[int], int] | None = None  # segment -> open file descriptor, for the plan's spans
+    file_at: FileAt | None = None
     release: Callable[[], None] | None = None  # called once, when the plan is no longer needed
     policy: str = SANDBOX  # Content-Security-Policy
     live: LiveBytes | None = None  # behind the plan, of an answer without length

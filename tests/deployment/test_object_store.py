@@ -237,10 +237,10 @@ def test_a_node_reads_through_its_cache(seaweed, endpoint, node, tmp_path):
         thread.start()
         try:
             with near, cache.open([SEGMENT]) as lease:
-                for offset, length in lease.windows(*record.location):
+                for fd, offset, length in lease.windows(*record.location):
                     end = offset + length
                     while offset < end:
-                        offset += os.sendfile(near.fileno(), lease.fd(SEGMENT), offset, end - offset)
+                        offset += os.sendfile(near.fileno(), fd, offset, end - offset)
         finally:
             thread.join()
             far.close()

@@ -91,7 +91,7 @@ def payload(answer):
         if isinstance(piece, Literal):
             parts.append(piece.payload)
         elif isinstance(piece, Span):
-            parts.append(pread(answer.descriptor(piece.segment), piece.offset, piece.length))
+            parts.append(pread(*answer.file_at(piece.segment, piece.offset), piece.length))
         else:
             parts += piece.chunks(0, piece.length)
     if answer.release:

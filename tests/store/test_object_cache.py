@@ -211,7 +211,7 @@ def test_an_object_larger_than_the_cache_passes_through(cached, bucket):
     cache = cached(limit=MIB, window=MIB // 2)
     most, read = 0, b""
     with cache.open([SEGMENT]) as lease:
-        for offset, length in lease.windows(SEGMENT, 7, len(CONTENT) - 7):
+        for _, offset, length in lease.windows(SEGMENT, 7, len(CONTENT) - 7):
             read += content(lease, offset, length)
             most = max(most, cache.used())
     assert read == CONTENT[7:]

@@ -499,7 +499,7 @@ def span_answer(path, *spans, length=None):
         [],
         (Literal(b"<"), *spans, Literal(b">")),
         total + 2 if length is None else length,
-        descriptor=lambda segment: source,
+        file_at=lambda segment, at: (source, at),
         release=lambda: os.close(source),
     )
 

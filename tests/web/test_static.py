@@ -33,12 +33,16 @@ def file(request, tmp_path):
     return in_memory("a.js", TEXT) if request.param == "memory" else on_disk(tmp_path)
 
 
+def pread(descriptor, offset, length):
+    return os.pread(descriptor, length, offset)
+
+
 def sent(answer):
     """The payload of an answer, which is released."""
     body = b"".join(
         piece.payload
         if isinstance(piece, Literal)
-        else os.pread(answer.descriptor(piece.segment), piece.length, piece.offset)
+        else pread(*answer.file_at(piece.segment, piece.offset), piece.length)
         for piece in answer.plan
     )
     if answer.release:

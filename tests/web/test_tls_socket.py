@@ -180,7 +180,7 @@ def test_files_are_sent_as_by_sendfile(line, segment):
 def test_a_frame_between_its_texts(line, segment):
     source, content = segment
     line.server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 400_000)
-    assert send_file_now(line.server, source, b"head", Span(1, 100, 90_000), b"tail") == 90_008
+    assert send_file_now(line.server, source, 100, 90_000, b"head", b"tail") == 90_008
     line.receive()
     assert line.plain() == b"head" + content[100:90_100] + b"tail"
 
@@ -198,7 +198,7 @@ async def test_a_transfer_of_every_kind_of_piece(line, segment, pace):
         Literal(b"."),
     )
     expected = b"head" + content[11:700_011] + b"middle" + b"made " * 3000 + b"now" + content[5:3_005] + b"."
-    answer = Answer(200, [], plan, len(expected), descriptor=lambda number: source)
+    answer = Answer(200, [], plan, len(expected), file_at=lambda number, at: (source, at))
     with ThreadPoolExecutor(2) as pool:
         transfer = Transfer(line.server, answer, pool, Meter(lambda: None, 0.0), TurnQueue())
         transfer.start()

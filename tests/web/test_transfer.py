@@ -54,7 +54,7 @@ class Line:
         turns = options.pop("turns", None) or TurnQueue()
         length = options.pop("length", None)
         volatile = options.pop("volatile", False)
-        answer = Answer(200, [], plan, length, lambda number: self.source, volatile=volatile)
+        answer = Answer(200, [], plan, length, lambda number, at: (self.source, at), volatile=volatile)
         self.transfer = Transfer(ours, answer, pool, self.meter, turns, **options)
 
     async def read(self, chunk=1 << 20, turns=0):
@@ -466,7 +466,7 @@ async def test_a_stream_of_another_length_is_an_error(http_server, line, length,
 
 async def test_spans_that_nobody_opens_are_an_error(http_server, line):
     one = line([Span(1, 0, 10)])
-    one.transfer._answer.descriptor = None
+    one.transfer._answer.file_at = None
     with pytest.raises(StoreCorrupt, match="no function that opens"):
         await one.run()
 

@@ -30,7 +30,7 @@ def test_an_answer_is_empty_unless_told_otherwise() -> None:
     first, second = Answer(204), Answer(204)
     first.headers.append(("ETag", '"x"'))
     assert second.headers == []
-    assert (second.plan, second.length, second.descriptor, second.release) == ((), 0, None, None)
+    assert (second.plan, second.length, second.file_at, second.release) == ((), 0, None, None)
 
 
 def test_requests_are_values() -> None:

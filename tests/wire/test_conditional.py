@@ -184,11 +184,11 @@ def test_one_range_is_206(asked: str, start: int, stop: int) -> None:
     assert answered.headers[:-1] == evaluate(request(), answer(), ETAG).headers
 
 
-def test_descriptor_and_release_go_along() -> None:
-    given_answer = answer(descriptor=lambda segment: segment, release=lambda: None)
+def test_files_and_release_go_along() -> None:
+    given_answer = answer(file_at=lambda segment, at: (segment, at), release=lambda: None)
     for asked in (request(), request("HEAD"), request(range="bytes=0-1"), request(if_none_match="*")):
         answered = evaluate(asked, given_answer, ETAG)
-        assert (answered.descriptor, answered.release) == (given_answer.descriptor, given_answer.release)
+        assert (answered.file_at, answered.release) == (given_answer.file_at, given_answer.release)
 
 
 def test_ranges_glued_together_are_the_whole() -> None:

@@ -31,7 +31,7 @@ from streamsrv.store.folder import FolderLock
 from streamsrv.store.index import Audit
 from streamsrv.store.locks import Locks
 from streamsrv.store.rows import InstanceKey, InstanceRow, Location, NewInstance, SegmentRow
-from streamsrv.store.segments.leases import SegmentLease
+from streamsrv.store.segments.leases import FileLease
 from streamsrv.store.segments.records import (
     HEADER,
     NO_ID,
@@ -206,7 +206,7 @@ class Checker:
     @contextlib.contextmanager
     def _opened(self, row: SegmentRow) -> Iterator[tuple[int, Iterator[Step]]]:
         """The bytes of a segment, and its records."""
-        with self._store.open_segments([row.segment]) as lease:
+        with self._store.readers.open([row.segment]) as lease:
             fd = lease.fd(row.segment)
             length = min(row.committed_end, os.fstat(fd).st_size)
             yield fd, self._store.form.walk(fd, row.segment, length)
@@ -309,14 +309,14 @@ class Checker:
     def _drop_deleted(self, segment: int) -> None:
         """Records that this segment deletes are expected to have no row."""
         try:
-            with self._store.open_segments([segment]) as lease:
+            with self._store.readers.open([segment]) as lease:
                 for record_id in self._deleted(lease, segment):
                     self._suspects.pop(record_id, None)
                     self._damaged.pop(record_id, None)
         except SegmentGone:
             return
 
-    def _deleted(self, lease: SegmentLease, segment: int) -> Iterator[bytes]:
+    def _deleted(self, lease: FileLease, segment: int) -> Iterator[bytes]:
         fd = lease.fd(segment)
         for step in self._store.form.walk(fd, segment, os.fstat(fd).st_size):
             if isinstance(step, DamagedBytes):

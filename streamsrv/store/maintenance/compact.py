@@ -30,7 +30,7 @@ from streamsrv.store import failpoints
 from streamsrv.store.locks import Locks
 from streamsrv.store.rows import SLICE_INSTANCES, InstanceRow, Location, SegmentRow
 from streamsrv.store.segments import leftovers
-from streamsrv.store.segments.leases import LINGER, SegmentLease
+from streamsrv.store.segments.leases import LINGER, FileLease
 from streamsrv.store.segments.manifest import Slot, State
 from streamsrv.store.segments.records import (
     HEADER,
@@ -177,7 +177,7 @@ class _Compactor:
     def _walk(self, segment: int) -> Iterator[FoundRecord | DamagedBytes]:
         row = self._index.segment(segment)
         try:
-            with self._store.open_segments([segment]) as lease:
+            with self._store.readers.open([segment]) as lease:
                 end = row.committed_end if row else os.fstat(lease.fd(segment)).st_size
                 yield from self._store.form.walk(lease.fd(segment), segment, end)
         except SegmentGone:
@@ -185,7 +185,7 @@ class _Compactor:
 
     def _deletes(self, segment: int) -> Iterator[Sequence[bytes]]:
         """The ids that each record of a segment deletes."""
-        with self._store.open_segments([segment]) as lease:
+        with self._store.readers.open([segment]) as lease:
             for step in self._walk(segment):
                 if isinstance(step, DamagedBytes):
                     self._damaged.add(segment)
@@ -263,7 +263,7 @@ class _Compactor:
 
     def _move(self, rows: list[InstanceRow]) -> None:
         output = self._room()
-        with self._store.open_segments({row.location.segment for row in rows}) as lease:
+        with self._store.readers.open({row.location.segment for row in rows}) as lease:
             moves = [(row, self._copy(lease, row, output)) for row in rows]
             output.sync()
             output.mark_dirty()
@@ -281,7 +281,7 @@ class _Compactor:
         failpoints.hit("in-compaction")
         self._report.moved += sum(done)
 
-    def _copy(self, lease: SegmentLease, row: InstanceRow, output: SegmentWriter) -> Location:
+    def _copy(self, lease: FileLease, row: InstanceRow, output: SegmentWriter) -> Location:
         """PENDING, so that after a crash a partial copy is cut off and not kept in lost+found."""
         segment, offset, length = row.location
         header = RecordHeader(RecordKind.PENDING, row.record_id, 0, 0, NO_DIGEST, output.committed)
@@ -291,7 +291,7 @@ class _Compactor:
         output.append_copy(lease.fd(segment), offset, length)
         return moved
 
-    def _verify(self, lease: SegmentLease, row: InstanceRow) -> None:
+    def _verify(self, lease: FileLease, row: InstanceRow) -> None:
         """A damaged instance moves with its old digest, so it stays registered as damaged."""
         try:
             reason = damage_of(self._store.form, lease, row)
@@ -301,11 +301,9 @@ class _Compactor:
             register(self._index, [damaged_record(row, reason)])
             self._report.damaged_instances += 1
 
-    def _validate(
-        self, lease: SegmentLease, row: InstanceRow, moved: Location, output: SegmentWriter
-    ) -> None:
+    def _validate(self, lease: FileLease, row: InstanceRow, moved: Location, output: SegmentWriter) -> None:
         """A damaged header is made again from the index; then all tombstones of its victim are kept."""
-        old = header_of(self._store.form, lease.fd(row.location.segment), row)
+        old = header_of(self._store.form, lease, row)
         digest, replaced = (old.digest, old.replaced) if old else (row.digest, NO_ID)
         began = output.committed
         header = RecordHeader(

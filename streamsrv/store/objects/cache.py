@@ -35,6 +35,7 @@ from streamsrv.store.fileops import Buffer
 from streamsrv.store.objects.bucket import Bucket
 from streamsrv.store.objects.cached_file import CHUNK, CachedFile, chunks_in, evict
 from streamsrv.store.rows import Location
+from streamsrv.store.segments.leases import FileRange
 
 JOINED = 64  # chunks, a part of an object
 AT_ONCE = 16
@@ -70,6 +71,9 @@ class ObjectLease:
     def fetcher(self) -> ObjectLease:
         return self
 
+    def file_at(self, segment: int, offset: int) -> tuple[int, int]:
+        return self.fd(segment), offset
+
     def fd(self, segment: int) -> int:
         """A descriptor that stays open until `release`. Only ensured bytes of it may be read."""
         return self._objects[segment].file.fd
@@ -79,8 +83,17 @@ class ObjectLease:
         StoreError."""
         self._pinned += self._owner.pinned([(self._objects[segment], offset, length)])
 
+    def at_hand(self, place: Location) -> Callable[[], None] | None:
+        return self._objects[place.segment].at_hand(place.offset, place.length)
+
     def read_here(self, place: Location) -> bytes | None:
-        return self._objects[place.segment].read_here(place.offset, place.length)
+        release = self.at_hand(place)
+        if release is None:
+            return None
+        try:
+            return os.pread(self.fd(place.segment), place.length, place.offset)
+        finally:
+            release()
 
     def hold(self, places: Iterable[Location]) -> Callable[[], None]:
         """As `ensure`, for many places at the same time, until the function that is returned is called."""
@@ -97,9 +110,9 @@ class ObjectLease:
         """Run work that fetches bytes, in a thread. It has to end before `release`."""
         return self._owner.ahead(work)
 
-    def windows(self, segment: int, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """Parts (offset, length) of a span; each can be read until the next one is taken. To be closed
-        before `release`, unless all parts are taken."""
+    def windows(self, segment: int, offset: int, length: int) -> Iterator[FileRange]:
+        """The parts of a span; each can be read until the next one is taken. To be closed before `release`,
+        unless all parts are taken."""
         yield from self._owner.windows(self._objects[segment], offset, length)
 
     def pread(self, segment: int, offset: int, length: int) -> bytes:
@@ -108,7 +121,7 @@ class ObjectLease:
         length = min(length, opened.file.length - offset)
         if length <= 0:
             return b""
-        parts = [os.pread(opened.file.fd, size, at) for at, size in self.windows(segment, offset, length)]
+        parts = [os.pread(fd, size, at) for fd, at, size in self.windows(segment, offset, length)]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def release(self) -> None:
@@ -155,20 +168,17 @@ class OpenObject:
             for run in joined(free, count):
                 self.file.unpin(run.start, len(run))
 
-    def read_here(self, offset: int, length: int) -> bytes | None:
-        """Bytes of chunks that are there, and were compared with their checks. None if one is not."""
-        if not length:
-            return b""
+    def at_hand(self, offset: int, length: int) -> Callable[[], None] | None:
+        """Pins chunks that are there, and were compared with their checks; returns how to end it. None if one
+        is not there."""
         first = offset // CHUNK
-        number = (offset + length - 1) // CHUNK - first + 1
+        number = (offset + max(length, 1) - 1) // CHUNK - first + 1
         self.pin(first, number)
-        try:
-            for chunk, check in enumerate(self.file.checks(first, number), first):
-                if not check or self.verified.get(chunk) != check:
-                    return None
-            return os.pread(self.file.fd, length, offset)
-        finally:
-            self.unpin(first, number)
+        for chunk, check in enumerate(self.file.checks(first, number), first):
+            if not check or self.verified.get(chunk) != check:
+                self.unpin(first, number)
+                return None
+        return partial(self.unpin, first, number)
 
 
 class Pin(NamedTuple):
@@ -321,7 +331,7 @@ class ObjectCache:
     def ahead(self, work: Callable[[], Result]) -> Future[Result]:
         return self._waiters.submit(work)
 
-    def windows(self, opened: OpenObject, offset: int, length: int) -> Iterator[tuple[int, int]]:
+    def windows(self, opened: OpenObject, offset: int, length: int) -> Iterator[FileRange]:
         end = offset + length
         ahead: Future[list[Pin]] | None = None
         try:
@@ -333,7 +343,7 @@ class ObjectCache:
                     following = offset + size
                     if following < end:
                         ahead = self._pinned_ahead(opened, following, min(self._window, end - following))
-                    yield offset, size
+                    yield FileRange(opened.file.fd, offset, size)
                 finally:
                     self.unpin(pins)
                 offset = following

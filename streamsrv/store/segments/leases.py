@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from typing import Protocol, Self, TypeVar
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 from streamsrv.errors import SegmentGone
 from streamsrv.store.folder import Layout
@@ -30,15 +30,27 @@ MOST_LINGERING = 64
 Result = TypeVar("Result")
 
 
+class FileRange(NamedTuple):
+    """Bytes of an open file."""
+
+    fd: int
+    offset: int
+    length: int
+
+
 class Fetcher(Protocol):
     """Brings bytes of open segments to this machine."""
+
+    def at_hand(self, place: Location) -> Callable[[], None] | None:
+        """As `hold`, for bytes that are on this machine and were compared with their checks; else None. Reads
+        nothing from the disk. None also for bytes of two files."""
 
     def read_here(self, place: Location) -> bytes | None:
         """These bytes, if they are on this machine. Waits for the disk alone."""
 
     def hold(self, places: Iterable[Location]) -> Callable[[], None]:
         """These bytes can be read until the function that is returned is called. Any thread may call it,
-        before the lease is released. Blocks and raises as `ensure`."""
+        before the lease is released. Blocks for bytes that are fetched; raises SegmentGone, StoreError."""
 
     @property
     def is_crowded(self) -> bool:
@@ -55,20 +67,15 @@ class SegmentLease(Protocol):
     def fetcher(self) -> Fetcher | None:
         """None if all bytes are on this machine."""
 
-    def fd(self, segment: int) -> int:
-        """A descriptor that stays open until `release`. Only bytes of `ensure` and `windows` may be read from
-        it."""
+    def file_at(self, segment: int, offset: int) -> tuple[int, int]:
+        """Descriptor and offset of a byte. If there is a `fetcher`, it has to hold the byte."""
 
-    def ensure(self, segment: int, offset: int, length: int) -> None:
-        """These bytes can be read until `release`. May block, for bytes that are fetched; raises SegmentGone,
-        StoreError."""
-
-    def windows(self, segment: int, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """Parts (offset, length) of a span; each can be read until the next one is taken. Blocks and raises
-        as `ensure`. To be closed before `release`, unless all parts are taken."""
+    def windows(self, segment: int, offset: int, length: int) -> Iterator[FileRange]:
+        """The parts of a span; each can be read until the next one is taken. Blocks and raises as `hold`. To
+        be closed before `release`, unless all parts are taken."""
 
     def pread(self, segment: int, offset: int, length: int) -> bytes:
-        """Fewer bytes at the end of the segment. Blocks and raises as `ensure`; raises OSError."""
+        """Fewer bytes at the end of the segment. Blocks and raises as `hold`; raises OSError."""
 
     def release(self) -> None:
         """Safe to call twice."""
@@ -90,13 +97,13 @@ class FileLease:
     def fd(self, segment: int) -> int:
         return self._fds[segment]
 
-    def ensure(self, segment: int, offset: int, length: int) -> None:
-        """They are on the disk."""
+    def file_at(self, segment: int, offset: int) -> tuple[int, int]:
+        return self._fds[segment], offset
 
-    def windows(self, segment: int, offset: int, length: int) -> Iterator[tuple[int, int]]:
+    def windows(self, segment: int, offset: int, length: int) -> Iterator[FileRange]:
         """The whole span."""
         if length:
-            yield offset, length
+            yield FileRange(self._fds[segment], offset, length)
 
     def pread(self, segment: int, offset: int, length: int) -> bytes:
         return os.pread(self._fds[segment], length, offset)

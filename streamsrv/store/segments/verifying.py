@@ -38,18 +38,23 @@ def digest_of(fd: int, offset: int, length: int) -> bytes:
     return running.digest()
 
 
-def add_bytes(digest: PayloadDigest, fd: int, offset: int, length: int) -> None:
-    """Read a range of a file into a digest."""
+def add_bytes(digest: PayloadDigest, fd: int, offset: int, length: int) -> int:
+    """Read a range of a file into a digest. Returns the number of bytes, fewer at the end of the file."""
+    found = 0
     for start in range(offset, offset + length, HASH_WINDOW):
-        digest.update(os.pread(fd, min(HASH_WINDOW, offset + length - start), start))
+        content = os.pread(fd, min(HASH_WINDOW, offset + length - start), start)
+        digest.update(content)
+        found += len(content)
+    return found
 
 
-def header_of(form: RecordFormat, fd: int, row: InstanceRow) -> RecordHeader | None:
-    """The header in front of an instance; None if it is damaged or of another record."""
+def header_of(form: RecordFormat, lease: SegmentLease, row: InstanceRow) -> RecordHeader | None:
+    """The header in front of an instance; None if it is damaged or of another record. Raises the errors of
+    the lease."""
     segment, offset, length = row.location
     try:
-        header = form.header_at(fd, segment, offset - HEADER, offset + length)
-    except HeaderDamaged:
+        header = form.unpack(lease.pread(segment, offset - HEADER, HEADER), segment, offset - HEADER)
+    except (HeaderDamaged, OSError):
         return None
     return header if (header.record_id, header.length) == (row.record_id, length) else None
 
@@ -58,16 +63,14 @@ def damage_of(form: RecordFormat, lease: SegmentLease, row: InstanceRow) -> str:
     """Read all bytes of an instance; returns the reason if they differ from those that arrived, else "".
     Raises OSError, and the errors of the lease."""
     segment, offset, length = row.location
-    fd, running = lease.fd(segment), PayloadDigest()
-    for part in lease.windows(segment, offset, length):
-        add_bytes(running, fd, *part)
+    running = PayloadDigest()
+    found = sum(add_bytes(running, *part) for part in lease.windows(segment, offset, length))
     digest = running.digest()
     if digest == row.digest:
         return ""
-    if os.fstat(fd).st_size < offset + length:
+    if found < length:
         return SHORT_SEGMENT
-    lease.ensure(segment, offset - HEADER, HEADER)
-    header = header_of(form, fd, row)
+    header = header_of(form, lease, row)
     return "" if header is not None and header.digest == digest else WRONG_DIGEST
 
 

@@ -89,10 +89,9 @@ def copy_bytes(store: Store, row: InstanceRow, write: Callable[[bytes], object])
     segment, offset, length = row.location
     digest = xxhash.xxh3_128()
     with store.open_segments([segment]) as lease:
-        descriptor = lease.fd(segment)
-        for begin, size in lease.windows(segment, offset, length):
+        for fd, begin, size in lease.windows(segment, offset, length):
             for at in range(begin, begin + size, PIECE):
-                piece = os.pread(descriptor, min(PIECE, begin + size - at), at)
+                piece = os.pread(fd, min(PIECE, begin + size - at), at)
                 digest.update(piece)
                 write(piece)
     if digest.digest() != row.digest[: digest.digest_size]:

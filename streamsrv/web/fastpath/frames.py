@@ -155,7 +155,7 @@ class FrameCache:
             lease = frames.lease(span.segment)
             if lease is None:
                 return False
-            transfer = self._writer.send_span(stream, b"".join(head), span, prepared.tail, lease.fd)
+            transfer = self._writer.send_span(stream, b"".join(head), span, prepared.tail, lease.file_at)
         else:
             view = self._read(frames, span)
             if view is None:
@@ -336,7 +336,8 @@ class FrameCache:
                 self._timer = asyncio.get_running_loop().call_later(self._limits.linger, self._sweep)
         self._idle.discard(span.segment)
         view = self._buffer[: span.length]
-        return view if read_warm(lease.fd(span.segment), view, span.offset) else None
+        fd, offset = lease.file_at(span.segment, span.offset)
+        return view if read_warm(fd, view, offset) else None
 
     # Templates
 

@@ -103,4 +103,4 @@ def _opened(path: Path, headers: list[tuple[str, str]], policy: str) -> Answer:
         raise NotFound("this file has been replaced: load the page again") from None
     length = os.fstat(fd).st_size
     plan, release = (Span(0, 0, length),), partial(os.close, fd)
-    return Answer(200, headers, plan, length, descriptor=lambda _: fd, release=release, policy=policy)
+    return Answer(200, headers, plan, length, file_at=lambda _, at: (fd, at), release=release, policy=policy)

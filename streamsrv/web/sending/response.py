@@ -13,7 +13,7 @@ Rules of this file
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from http import HTTPStatus
 
@@ -22,7 +22,7 @@ from streamsrv.web.connection.clients import Watch
 from streamsrv.web.connection.stream import Stream
 from streamsrv.web.sending.sources import read_warm, send_file_now
 from streamsrv.web.sending.transfer import SHORT, Transfer
-from streamsrv.wire.answers import Answer, Literal, Span, StoredParts, field_lines
+from streamsrv.wire.answers import Answer, FileAt, Literal, Span, StoredParts, field_lines
 from streamsrv.wire.conditional import slice_plan
 
 # Up to this size copying is cheaper than a second system call and a turn of the loop.
@@ -117,9 +117,9 @@ class AnswerWriter:
             length = (answer.length or 0) if outgoing.body else 0
             return self.send_now(stream, [head, *parts], len(head) + length)
         single = None if answer.volatile else _single_span(answer)
-        if single is not None and answer.descriptor is not None:
+        if single is not None and answer.file_at is not None:
             before, span, tail = single
-            return self.send_span(stream, head + before, span, tail, answer.descriptor)
+            return self.send_span(stream, head + before, span, tail, answer.file_at)
         return self._transfer(stream, answer, prefix=head, chunked=outgoing.chunked)
 
     def _in_memory(self, answer: Answer) -> Parts | None:
@@ -135,11 +135,14 @@ class AnswerWriter:
             if isinstance(piece, Literal):
                 parts.append(piece.payload)
                 continue
-            if length > SMALL or not isinstance(piece, Span) or answer.descriptor is None:
+            if length > SMALL or not isinstance(piece, Span) or answer.file_at is None:
                 return None
             start, spans = spans, spans + piece.length
             view = self._buffer[start:spans]
-            if spans > SMALL or not read_warm(answer.descriptor(piece.segment), view, piece.offset):
+            if spans > SMALL:
+                return None
+            fd, offset = answer.file_at(piece.segment, piece.offset)
+            if not read_warm(fd, view, offset):
                 return None
             parts.append(view)
         if (found := sum(map(len, parts))) != length:
@@ -158,15 +161,16 @@ class AnswerWriter:
         return self._transfer(stream, Answer(200, [], (rest,), length=rest.length), sent=sent)
 
     def send_span(
-        self, stream: Stream, head: bytes, span: Span, tail: bytes, descriptor: Callable[[int], int]
+        self, stream: Stream, head: bytes, span: Span, tail: bytes, file_at: FileAt
     ) -> Transfer | None:
         length, sent = len(head) + span.length + len(tail), 0
         if span.length <= SHORT:
-            sent = send_file_now(stream.socket, descriptor(span.segment), head, span, tail)
+            place = file_at(span.segment, span.offset)
+            sent = send_file_now(stream.socket, *place, span.length, head, tail)
             if sent == length:
                 return None
         rest = tuple(slice_plan((Literal(head), span, Literal(tail)), sent, length))
-        answer = Answer(200, [], rest, length=length - sent, descriptor=descriptor)
+        answer = Answer(200, [], rest, length=length - sent, file_at=file_at)
         return self._transfer(stream, answer, sent=sent)
 
     def _transfer(

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from streamsrv.errors import StoreCorrupt
 from streamsrv.web.connection.tls import TlsSocket
-from streamsrv.wire.answers import ByteStream, Span
+from streamsrv.wire.answers import ByteStream
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 # All sizes are in bytes.
@@ -171,11 +171,13 @@ def read_warm(source: int, target: memoryview, offset: int) -> bool:
         return False
 
 
-def send_file_now(sock: socket.socket, source: int, head: bytes, span: Span, tail: bytes) -> int:
-    """Sends `head`, the span and `tail`. Returns the bytes that the socket took at once, 0 if the span is not
-    in memory. An error shows again when the rest is sent."""
-    sent, lead = 0, to_page(source, span.offset, span.length)
-    offset, length = span.offset + len(lead), span.length - len(lead)
+def send_file_now(
+    sock: socket.socket, source: int, offset: int, length: int, head: bytes, tail: bytes
+) -> int:
+    """Sends `head`, the span of a file and `tail`. Returns the bytes that the socket took at once, 0 if the
+    span is not in memory. An error shows again when the rest is sent."""
+    sent, lead = 0, to_page(source, offset, length)
+    offset, length = offset + len(lead), length - len(lead)
     if warm_bytes(source, offset, length) == length:
         head += lead
         with contextlib.suppress(OSError):

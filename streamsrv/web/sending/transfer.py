@@ -255,11 +255,11 @@ class Transfer:
             self._set_text(self._framed(text), more=isinstance(self._ahead, Span))
 
     def _begin_span(self, segment: int, offset: int, length: int) -> None:
-        if self._answer.descriptor is None:
+        if self._answer.file_at is None:
             raise StoreCorrupt("an answer with spans has no function that opens segments")
         if not length:
             return
-        self._source, self._offset, self._left = self._answer.descriptor(segment), offset, length
+        (self._source, self._offset), self._left = self._answer.file_at(segment, offset), length
         if self._chunked:
             self._suffix = b"\r\n"
             self._set_text(b"%x\r\n" % length)
