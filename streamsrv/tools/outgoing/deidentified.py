@@ -1,14 +1,16 @@
 """De-identified copies of instances: the Basic Application Level Confidentiality Profile of DICOM PS3.15
-Annex E, with some of its options.
+Annex E, with its options.
 
-Strategy: the package dicom-anonymizer has Table E.1-1, the action for each attribute. This module applies the
-actions on all levels of sequences, because that package does it on the top level only. The pixels are copied
-from the file as they are.
+Strategy: the package dicom-anonymizer has Table E.1-1, the action for each attribute; profile.py has the
+columns of the options. This module applies the actions on all levels of sequences, because that package does
+it on the top level only. The pixels are copied from the file as they are.
 
 Rules
-- Beyond the table are removed: private attributes, attributes that the dictionary does not know, group
-  lengths. Names of persons are replaced, and UIDs that the standard does not define are mapped.
+- Beyond the table are removed: private attributes, attributes that the dictionary does not know, dates and
+  times, group lengths, and overlays as a whole. Names of persons are replaced, and UIDs that the standard
+  does not define are mapped.
 - UIDs and Patient IDs are mapped with a secret (HMAC), so the same one is the same in every run of an export.
+  The dates of one patient move by the same number of days.
 - Preamble and file meta information are new.
 - An instance that cannot be read as a whole is refused.
 """
@@ -17,9 +19,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import importlib
 import io
 import os
+import re
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,67 +35,41 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from streamsrv import __version__
-from streamsrv.config import SettingsError
 from streamsrv.dicom.explicit import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from streamsrv.dicom.frames import UNDEFINED, scan_items
 from streamsrv.dicom.part10 import read_instance
 from streamsrv.dicom.window import ReadLimits
 from streamsrv.errors import StreamsrvError
+from streamsrv.tools.outgoing.content import CannotClean, Cleaning, clean_codes, clean_content, clean_graphics
+from streamsrv.tools.outgoing.profile import (
+    BEYOND,
+    CHARACTERISTICS,
+    CODES,
+    CONTENT,
+    DESCRIPTIONS,
+    DESCRIPTORS,
+    GRAPHICS,
+    MODIFIED_DATES,
+    NEVER_DATES,
+    OPTIONS,
+    PATIENT_TEXTS,
+    RETAIN_DATES,
+    RETAIN_UIDS,
+    SAFE_PRIVATE,
+    STRUCTURED,
+    TIMES,
+    Profile,
+    table_of_actions,
+)
+from streamsrv.tools.outgoing.safe_private import SafeAttributes
+from streamsrv.tools.outgoing.values import DUMMIES, TEXT_VRS, each_value, first_vr, kept_words, moved
 
 PIECE = 1 << 20
 LONGEST_DEFLATED = 256 << 20  # bytes of a deflated file: it is inflated in memory
 UNLIMITED = 1 << 62
 DELIMITER = 8  # bytes
 LIMITS = ReadLimits(max_attributes=0)
-TABLE = "dicomfields_2026c"
-# The names of the actions of dicom-anonymizer, and the letters of Table E.1-1 by which they are carried out.
-ACTIONS = {
-    "delete": "X",
-    "empty": "Z",
-    "replace": "D",
-    "replace_UID": "U",
-    "empty_or_replace": "D",
-    "delete_or_empty": "Z",
-    "delete_or_replace": "D",
-    "delete_or_empty_or_replace": "D",
-    "delete_or_empty_or_replace_UID": "K",
-}
-BASIC = "basic"
-# Option -> code and meaning (PS3.16 CID 7050), and the keywords that it keeps. Dates and UIDs go by their VR.
-OPTIONS: dict[str, tuple[str, str, str]] = {
-    "retain-uids": ("113110", "Retain UIDs Option", ""),
-    "retain-dates": ("113106", "Retain Longitudinal Temporal Information Full Dates Option", ""),
-    "retain-patient-characteristics": (
-        "113108",
-        "Retain Patient Characteristics Option",
-        "EthnicGroup PatientAge PatientSex PatientSexNeutered PatientSize PatientWeight PregnancyStatus "
-        "SelectorASValue SmokingStatus",
-    ),
-    "retain-device": (
-        "113109",
-        "Retain Device Identity Option",
-        "BeamHoldTransitionDateTime CalibrationDate CalibrationDateTime CalibrationTime CassetteID "
-        "DateOfInstallation DateOfLastCalibration DateOfLastDetectorCalibration DateOfManufacture "
-        "DateTimeOfLastCalibration DetectorID DeviceDescription DeviceLabel DeviceSerialNumber DeviceUID "
-        "GantryID GeneratorID LensMake LensModel LensSerialNumber LensSpecification "
-        "ManufacturerDeviceClassUID ManufacturerDeviceIdentifier ModifyingDeviceID ModifyingSystem "
-        "PerformedStationGeographicLocationCodeSequence PerformedStationName "
-        "PerformedStationNameCodeSequence PlateID ScheduledProcedureStepLocation "
-        "ScheduledStationGeographicLocationCodeSequence ScheduledStationName "
-        "ScheduledStationNameCodeSequence ScheduledStudyLocation SourceManufacturer SourceSerialNumber "
-        "StationName TimeOfLastCalibration TimeOfLastDetectorCalibration TransducerIdentificationSequence "
-        "TreatmentMachineName UDISequence UniqueDeviceIdentifier XRayDetectorID XRayDetectorLabel "
-        "XRaySourceID",
-    ),
-    "retain-institution": (
-        "113112",
-        "Retain Institution Identity Option",
-        "ClinicalTrialCoordinatingCenterName ClinicalTrialProtocolEthicsCommitteeName ClinicalTrialSiteID "
-        "ClinicalTrialSiteName InstitutionAddress InstitutionalDepartmentName "
-        "InstitutionalDepartmentTypeCodeSequence InstitutionCodeSequence InstitutionName "
-        "SourceOfPreviousValues",
-    ),
-}
+PLAIN = Profile(frozenset())
 # UIDs that name no instance: a class, a coding scheme, a context group, a mapping resource.
 CLASSES = frozenset(
     ("SOPClassUID", "ReferencedSOPClassUID", "RelatedGeneralSOPClassUID", "OriginalSpecializedSOPClassUID")
@@ -101,68 +77,49 @@ CLASSES = frozenset(
     *("CodingSchemeUID", "ContextUID", "MappingResourceUID", "ContextGroupExtensionCreatorUID"),
     *("SOPClassesInStudy", "SOPClassesSupported", "AvailableTransferSyntaxUID"),
 }
-# Attributes that the option for dates keeps, beside those with the VR of a date or time.
-TIMES = frozenset(("TimezoneOffsetFromUTC", "CertifiedTimestamp", "FrameOriginTimestamp"))
 PATIENT_NAME, PATIENT_ID = 0x00100010, 0x00100020
+ITEM = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # the tag of an item, in both byte orders
+UID_BYTES = re.compile(rb"\d+(\.\d+){3,}\0?")
+OVERLAYS = range(0x6000, 0x6100)  # groups
 PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 ORDER = {True: "<", False: ">"}
 REGISTERED = "1.2.840.10008."
-DUMMIES: dict[str, Any] = {
-    **dict.fromkeys(("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UT"), "ANONYMIZED"),
-    **dict.fromkeys(("FD", "FL", "SL", "SS", "SV", "UL", "US", "UV", "AT"), 0),
-    **dict.fromkeys(("OB", "OD", "OF", "OL", "OV", "OW", "UN"), bytes(8)),
-    "AS": "000Y",
-    "DA": "19000101",
-    "DT": "19000101",
-    "TM": "000000",
-    "DS": "0",
-    "IS": "0",
-    "UR": "http://anonymized.invalid",
-}
+# Dates move by a year to eleven years.
+LEAST_DAYS, DAYS = 366, 3650
+# SOP Classes and modalities whose pixels often have text: captured screens, ultrasound.
+CAPTURES = "1.2.840.10008.5.1.4.1.1.7"
+TEXTED = frozenset(("US", "IVUS", "OT", "SC"))
+# Remarks about the pixels of an instance. Files with one of them but the last need a look.
+BURNED_IN, OVERLAID = "with burned-in text", "with an overlay in the pixels"
+OFTEN_TEXT = "of a kind that often has burned-in text"
+UNKNOWN = "that do not say whether they have burned-in text"
+REMARKS = (BURNED_IN, OVERLAID, OFTEN_TEXT, UNKNOWN)
 
 
 class CannotDeidentify(Exception):
     """This instance is not exported."""
 
 
-class Remark(NamedTuple):
-    """`has_pixels`, and the value of Burned In Annotation, which may be empty."""
+class Subject(NamedTuple):
+    """The patient of an instance: the pseudonym, the days by which dates move, and the private attributes
+    that stay."""
 
-    has_pixels: bool
-    burned_in: str
-
-
-def profile_of(text: str) -> frozenset[str]:
-    """The options of `basic,retain-dates,...`. Raises SettingsError."""
-    profile, *options = [each.strip() for each in text.split(",")]
-    if profile != BASIC:
-        raise SettingsError(f"--deidentify: the profile {profile!r} is not {BASIC}")
-    for option in options:
-        if option not in OPTIONS:
-            raise SettingsError(f"--deidentify: {option!r} is none of {', '.join(OPTIONS)}")
-    return frozenset(options)
-
-
-def table_of_actions() -> dict[tuple[int, ...], str]:
-    """(group, element) -> letter; (group, element, mask, mask) for repeating groups. Raises SettingsError if
-    the package is not installed."""
-    try:
-        library: Any = importlib.import_module("dicomanonymizer.simpledicomanonymizer")
-    except ImportError as error:
-        raise SettingsError(
-            f"--deidentify needs the package {error.name}: install streamsrv[deidentify]"
-        ) from error
-    return {tag: ACTIONS[action.__name__] for tag, action in library.initialize_actions(TABLE).items()}
+    pseudonym: str
+    days: int
+    safe: SafeAttributes | None
 
 
 class Deidentifier:
     """Threads share it."""
 
-    def __init__(self, secret: bytes, options: frozenset[str] = frozenset()) -> None:
+    def __init__(self, secret: bytes, profile: Profile = PLAIN) -> None:
         """Raises SettingsError."""
         self._secret = secret
-        self._options = options
-        self._kept = {keyword for option in options for keyword in OPTIONS[option][2].split()}
+        self._options, self._words = profile
+        self._kept = {keyword for option in self._options for keyword in OPTIONS[option].keeps.split()}
+        self._texts = DESCRIPTIONS if DESCRIPTORS in self._options else frozenset()
+        if self._texts and CHARACTERISTICS in self._options:
+            self._texts |= PATIENT_TEXTS
         table = table_of_actions()
         self._actions = {tag: letter for tag, letter in table.items() if len(tag) == 2}
         self._groups = [tag for tag in table if len(tag) == 4]
@@ -172,7 +129,7 @@ class Deidentifier:
 
     def uid(self, old: str) -> str:
         """A UID below 2.25 (PS3.5 B.2)."""
-        if not old or old.startswith(REGISTERED) or "retain-uids" in self._options:
+        if not old or old.startswith(REGISTERED) or RETAIN_UIDS in self._options:
             return old
         return f"2.25.{int.from_bytes(self._digest('uid', old)[:16], 'big') >> 1}"
 
@@ -185,8 +142,9 @@ class Deidentifier:
 
     # A file
 
-    def copy(self, source: Path, write: Callable[[bytes], None]) -> Remark:
-        """Calls `write` with the pieces of the de-identified file. Raises CannotDeidentify."""
+    def copy(self, source: Path, write: Callable[[bytes], None]) -> str:
+        """Calls `write` with the pieces of the de-identified file. Returns one of REMARKS, or "" if the
+        pixels have no text. Raises CannotDeidentify."""
         try:
             with source.open("rb") as file:
                 _require_whole(file)
@@ -198,11 +156,11 @@ class Deidentifier:
             return remark
         except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, EOFError) as fault:
             raise CannotDeidentify(f"it cannot be de-identified: {fault}") from fault
-        except (StreamsrvError, InvalidDicomError, RecursionError, struct.error) as fault:
+        except (StreamsrvError, CannotClean, InvalidDicomError, RecursionError, struct.error) as fault:
             detail = getattr(fault, "detail", None) or str(fault)
             raise CannotDeidentify(f"it cannot be de-identified: {detail}") from fault
 
-    def _head(self, file: IO[bytes]) -> tuple[bytes, Any, Remark]:
+    def _head(self, file: IO[bytes]) -> tuple[bytes, Any, str]:
         """The file up to the pixels, where the position of `file` then is, and the transfer syntax of the
         pixels. A deflated file as a whole, and None."""
         instance = pydicom.dcmread(file, stop_before_pixels=True)
@@ -214,10 +172,8 @@ class Deidentifier:
             file.seek(0)
             instance = pydicom.dcmread(file)
             has_pixels = False  # they are in the head
-        burned_in = str(instance.get("BurnedInAnnotation") or "")
-        remark = Remark(has_pixels or "PixelData" in instance, burned_in)
-        study = str(instance.get("StudyInstanceUID", ""))
-        self._clean(instance, self.patient(str(instance.get("PatientID") or ""), study))
+        remark = _remark(instance) if has_pixels or "PixelData" in instance else ""
+        self._clean(instance, self._subject(instance))
         self._mark(instance)
         if "EncapsulatedDocument" in instance and "EncapsulatedDocumentLength" in instance:
             instance.EncapsulatedDocumentLength = len(instance.EncapsulatedDocument)
@@ -227,6 +183,13 @@ class Deidentifier:
         pydicom.dcmwrite(head, instance, enforce_file_format=True)
         return head.getvalue(), syntax if has_pixels else None, remark
 
+    def _subject(self, instance: Dataset) -> Subject:
+        study = str(instance.get("StudyInstanceUID", ""))
+        pseudonym = self.patient(str(instance.get("PatientID") or ""), study)
+        number = int.from_bytes(self._digest("days", pseudonym)[:8], "big")
+        safe = SafeAttributes(instance) if SAFE_PRIVATE in self._options else None
+        return Subject(pseudonym, LEAST_DAYS + number % DAYS, safe)
+
     def _mark(self, instance: Dataset) -> None:
         """PS3.15 E.1.1 and C.7.1.1."""
         codes = [("113100", "Basic Application Confidentiality Profile")]
@@ -234,38 +197,77 @@ class Deidentifier:
         instance.PatientIdentityRemoved = "YES"
         instance.DeidentificationMethod = f"streamsrv {__version__}, DICOM PS3.15 Annex E"
         instance.DeidentificationMethodCodeSequence = [_code(*each) for each in codes]
-        kept = "retain-dates" in self._options
-        instance.LongitudinalTemporalInformationModified = "UNMODIFIED" if kept else "REMOVED"
+        changed = {RETAIN_DATES: "UNMODIFIED", MODIFIED_DATES: "MODIFIED"}
+        options = [text for option, text in changed.items() if option in self._options]
+        instance.LongitudinalTemporalInformationModified = options[0] if options else "REMOVED"
 
     # Attributes
 
-    def _clean(self, dataset: Dataset, patient: str) -> None:
-        """`patient` is the pseudonym of the instance."""
+    def _clean(self, dataset: Dataset, subject: Subject) -> None:
         own = str(dataset.get("PatientID") or "")
+        safe = subject.safe.in_dataset(dataset) if subject.safe else set()
         for tag in list(dataset.keys()):
+            if tag.is_private and int(tag) in safe:
+                self._keep_private(dataset, tag, subject)
+                continue
             if tag.is_private or not tag.element or not (dictionary_has_tag(tag) or repeater_has_tag(tag)):
                 del dataset[tag]
                 continue
             raw = dataset.get_item(tag)
-            vr = _first(raw.VR if raw.VR not in (None, "UN") else dataset[tag].VR)
+            vr = first_vr(raw.VR if raw.VR not in (None, "UN") else dataset[tag].VR)
             if tag in (PATIENT_NAME, PATIENT_ID):
-                pseudonym = self.patient(own, "") if own else patient
+                pseudonym = self.patient(own, "") if own else subject.pseudonym
                 dataset[tag] = DataElement(tag, vr, pseudonym)
             else:
-                self._apply(self._letter(tag, vr), dataset, tag, vr, patient)
+                self._apply(self._letter(tag, vr), dataset, tag, vr, subject)
+
+    def _keep_private(self, dataset: Dataset, tag: Any, subject: Subject) -> None:
+        """A safe private attribute stays, with other UIDs; the items of a sequence are clean. Its VR may be
+        unknown."""
+        element = dataset[tag]
+        if element.VR == "UI":
+            self._map(element)
+        elif element.VR == "SQ":
+            for item in element.value:
+                self._clean(item, subject)
+        elif element.VR == "UN" and element.value and element.value.startswith(ITEM):
+            del dataset[tag]
+        elif element.VR == "UN" and element.value and UID_BYTES.fullmatch(element.value):
+            new = self.uid(element.value.rstrip(b"\0").decode()).encode()
+            element.value = new + b"\0" * (len(new) % 2)
 
     def _letter(self, tag: Any, vr: str) -> str:
-        """X: remove, Z: empty, D: a dummy, U: another UID, K: keep, with the items of a sequence clean."""
+        """X: remove, Z: empty, D: a dummy, U: another UID, K: keep, with the items of a sequence clean. In
+        lower case: keep the cleaned value; if none is left, as in upper case."""
         keyword = keyword_for_tag(tag)
-        found = self._actions.get((tag.group, tag.element))
-        if found is None and any((tag.group & m, tag.element & n) == (g, e) for g, e, m, n in self._groups):
-            found = "X"
-        if found is None:
-            return {"PN": "D", "UI": "K" if keyword in CLASSES else "U"}.get(vr, "K")
+        found = self._actions.get((tag.group, tag.element)) or self._letter_beyond(tag, keyword, vr)
         is_date = vr in ("DA", "DT", "TM") or keyword in TIMES
-        return "K" if keyword in self._kept or (is_date and "retain-dates" in self._options) else found
+        if is_date and keyword not in NEVER_DATES and MODIFIED_DATES in self._options and vr != "OB":
+            return found.lower() if vr in ("DA", "DT") else "K"
+        if is_date and keyword not in NEVER_DATES and RETAIN_DATES in self._options:
+            return "K"
+        if keyword in self._kept:
+            return "K"
+        if keyword in self._texts or (keyword in CONTENT and STRUCTURED in self._options):
+            return found.lower()
+        if keyword == "GraphicAnnotationSequence" and GRAPHICS in self._options:
+            return "x"
+        return found
 
-    def _apply(self, letter: str, dataset: Dataset, tag: Any, vr: str, patient: str) -> None:
+    def _letter_beyond(self, tag: Any, keyword: str, vr: str) -> str:
+        """For an attribute that has no row of its own."""
+        if any((tag.group & m, tag.element & n) == (g, e) for g, e, m, n in self._groups):
+            return "X"
+        if tag.group in OVERLAYS or keyword in BEYOND or vr in ("DA", "DT", "TM"):
+            return "X"
+        if keyword == "TextValue":
+            return "D"
+        return {"PN": "D", "UI": "K" if keyword in CLASSES else "U"}.get(vr, "K")
+
+    def _apply(self, letter: str, dataset: Dataset, tag: Any, vr: str, subject: Subject) -> None:
+        if letter.islower() and self._is_cleaned(dataset, tag, vr, subject):
+            return
+        letter = letter.upper()
         if letter == "X":
             del dataset[tag]
         elif letter == "Z":
@@ -276,7 +278,40 @@ class Deidentifier:
             self._map(dataset[tag])
         elif vr == "SQ":
             for item in dataset[tag].value:
-                self._clean(item, patient)
+                self._clean(item, subject)
+
+    def _is_cleaned(self, dataset: Dataset, tag: Any, vr: str, subject: Subject) -> bool:
+        """Cleans a date, a text or a sequence. Returns whether something is left of it."""
+        value: Any = dataset[tag].value
+        try:
+            if vr in ("DA", "DT"):
+                left: list[Any] = each_value(value, lambda text: moved(text, subject.days))
+            elif vr == "SQ":
+                left = self._cleaned_items(keyword_for_tag(tag), value, subject)
+            else:
+                left = each_value(value, self._text) if vr in TEXT_VRS else []
+        except ValueError:
+            return False
+        if left:
+            dataset[tag] = DataElement(tag, vr, left if vr == "SQ" or len(left) > 1 else left[0])
+        return bool(left)
+
+    def _text(self, text: str) -> str:
+        return kept_words(text, self._words)
+
+    def _cleaned_items(self, keyword: str, items: Any, subject: Subject) -> list[Dataset]:
+        def clean(item: Dataset) -> None:
+            self._clean(item, subject)
+
+        if keyword == "GraphicAnnotationSequence":
+            return clean_graphics(items, clean)
+        if keyword in CONTENT:
+            return clean_content(items, Cleaning(self._options, clean, self._text))
+        if keyword in CODES:
+            return clean_codes(items, Cleaning(self._options, clean, self._text))
+        for item in items:
+            clean(item)
+        return list(items)
 
     def _map(self, element: DataElement) -> None:
         if element.VR != "UI":
@@ -291,7 +326,7 @@ class Deidentifier:
         if element.VR == "UI":
             self._map(element)
         elif element.VR != "SQ":
-            vr = _first(element.VR)
+            vr = first_vr(element.VR)
             dataset[tag] = DataElement(tag, vr, DUMMIES[vr])
         else:
             for item in element.value:
@@ -302,9 +337,23 @@ class Deidentifier:
                         self._replace(item, each)
 
 
-def _first(vr: str) -> str:
-    """The first of several possible VRs (PS3.6), such as `US or SS`."""
-    return vr.partition(" ")[0]
+def _remark(instance: Dataset) -> str:
+    """One of REMARKS for an instance as it was stored, or ""."""
+    burned_in = instance.get("BurnedInAnnotation") or ""
+    if burned_in == "YES":
+        return BURNED_IN
+    if any(
+        tag.group in OVERLAYS
+        and tag.element == 0x102
+        and instance[tag].value
+        and tag.group << 16 | 0x3000 not in instance
+        for tag in list(instance.keys())
+    ):
+        return OVERLAID
+    if burned_in == "NO":
+        return ""
+    often = str(instance.get("SOPClassUID", "")).startswith(CAPTURES) or instance.get("Modality") in TEXTED
+    return OFTEN_TEXT if often else UNKNOWN
 
 
 def _require_whole(file: IO[bytes]) -> None:

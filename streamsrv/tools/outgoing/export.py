@@ -31,17 +31,11 @@ from streamsrv.dicom.instance import JsonDataset
 from streamsrv.errors import StoreError, StreamsrvError
 from streamsrv.query.attributes import QUERY_ATTRIBUTES
 from streamsrv.tools.file_names import FilePattern
-from streamsrv.tools.outgoing.deidentified import (
-    BASIC,
-    CannotDeidentify,
-    Deidentifier,
-    Remark,
-    profile_of,
-    table_of_actions,
-)
+from streamsrv.tools.outgoing.deidentified import REMARKS, CannotDeidentify, Deidentifier
 from streamsrv.tools.outgoing.dicomdir import NoRecord, records_of
 from streamsrv.tools.outgoing.exported import ExportedFile, ExportedFiles, ExportItem, Fetched
 from streamsrv.tools.outgoing.private_folder import folder_of, private_secret, require_none
+from streamsrv.tools.outgoing.profile import Profile, profile_of, table_of_actions
 from streamsrv.tools.progress import ProgressLine
 from streamsrv.tools.search_words import query_pairs
 
@@ -59,7 +53,7 @@ LAYOUT = "{PatientID}/{StudyInstanceUID}/{SeriesInstanceUID}/{SOPInstanceUID}.dc
 ATTRIBUTES = {row.keyword: row.tag for row in QUERY_ATTRIBUTES if "." not in row.tag and row.vr != "SQ"}
 IDENTITY = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 SYNTAX = "00083002"  # Available Transfer Syntax UID
-BURNED_IN, PERHAPS_BURNED_IN = "with burned-in text", "that do not say whether they have burned-in text"
+LOOK_AT = "look-at.csv"
 MOST_FAULTS = 1_000  # that are kept for --json
 
 
@@ -86,8 +80,10 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--url", type=service_url, help="base URL with version: http://127.0.0.1:8943/v2")
     add("--query", default="", help="a search: attributes with values, joined by & [default: everything]")
     add("--layout", default=None, help=f"the path of each file [default: {LAYOUT}]")
-    profile = "`basic`, with options of PS3.15 Annex E behind commas, such as basic,retain-dates"
-    add("--deidentify", metavar="PROFILE", help=profile)
+    shown = "`basic`, with options of PS3.15 Annex E behind commas, such as basic,retain-dates"
+    add("--deidentify", metavar="PROFILE", help=shown)
+    words = "the words that stay in descriptions, with the option clean-descriptors"
+    add("--keep-words", metavar="FILE", type=Path, help=words)
     add("--original-uids", action="store_true", help="with --deidentify: a list of them in OUT.private")
     add(
         "--dicomdir",
@@ -110,6 +106,9 @@ def run_export(args: argparse.Namespace) -> int:
     pattern = FilePattern(args.layout or LAYOUT, identity)
     if args.original_uids and not args.deidentify:
         raise SettingsError("--original-uids can only be given with --deidentify")
+    if args.keep_words and not args.deidentify:
+        raise SettingsError("--keep-words can only be given with --deidentify")
+    profile = profile_of(args.deidentify, args.keep_words) if args.deidentify else None
     if args.parallel < 1:
         raise SettingsError("--parallel is at least 1")
     parameters = query_pairs(args.query)
@@ -119,8 +118,8 @@ def run_export(args: argparse.Namespace) -> int:
         args.out.mkdir(mode=0o700, parents=True, exist_ok=True)
         report = None if args.json else print_fault
         export = Export(args.out, source, pattern, report=report, has_directory=args.dicomdir)
-        if args.deidentify:
-            export.deidentify(args.deidentify, original_uids=args.original_uids)
+        if profile is not None:
+            export.deidentify(profile, original_uids=args.original_uids)
         else:
             require_none(args.out)
         with ProgressLine(sys.stderr, shown=not args.quiet) as line:
@@ -137,6 +136,12 @@ def run_export(args: argparse.Namespace) -> int:
                 "the pixels are as they were: "
                 + ", ".join(f"{n} {name}" for name, n in export.remarks.items())
             )
+    if export.look_at:
+        print(
+            f"warning: files whose pixels may show a name: {export.look_at}. Look at them before you give "
+            f"them away. {folder_of(args.out) / LOOK_AT} lists them",
+            file=sys.stderr,
+        )
     return 1 if export.failed else 0
 
 
@@ -255,16 +260,16 @@ class Export:
         self._private: Path | None = None
         self._deidentifier: Deidentifier | None = None
         self._has_originals = False
+        self.look_at = 0  # files whose pixels may show a name
 
-    def deidentify(self, profile: str, *, original_uids: bool) -> None:
+    def deidentify(self, profile: Profile, *, original_uids: bool) -> None:
         """The files are to be de-identified. Raises SettingsError."""
-        options = profile_of(profile)
         table_of_actions()
-        secret = private_secret(self._out, [BASIC, *sorted(options)])
+        secret = private_secret(self._out, profile.texts)
         self._private = folder_of(self._out)
-        self._deidentifier = Deidentifier(secret, options)
+        self._deidentifier = Deidentifier(secret, profile)
         self._has_originals = original_uids
-        self.remarks = dict.fromkeys((BURNED_IN, PERHAPS_BURNED_IN), 0)
+        self.remarks = dict.fromkeys(REMARKS, 0)
 
     @property
     def failed(self) -> int:
@@ -300,6 +305,8 @@ class Export:
                 for worker in [threads.submit(work, number) for number in range(parallel)]:
                     worker.result()
             files.finish()
+            if self._private:
+                self.look_at = files.write_remarks(self._private / LOOK_AT, REMARKS[:-1])
             if self._has_originals and self._private:
                 files.write_originals(self._private / "originals.csv")
         except ServiceRefused as fault:
@@ -335,11 +342,13 @@ class Export:
                 self._list(item, file, path, files)
             return
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        remark = ""
         if self._deidentifier is not None:
             clean = PartialFile(self._out / part.name)
             try:
-                self._remark(self._deidentifier.copy(part, clean.write))
+                remark = self._deidentifier.copy(part, clean.write)
             except CannotDeidentify as fault:
+                clean.close()  # Windows does not remove an open file
                 clean.path.unlink()
                 self._count("failed", f"{' '.join(item.key)}: {fault}")
                 return
@@ -349,13 +358,8 @@ class Export:
         if self._has_directory:
             self._list(item, file, part, files)
         os.replace(part, path)
-        files.written(item, fetched, target.length, target.sha256.hexdigest())
-        self._count("exported", size=target.length)
-
-    def _remark(self, remark: Remark) -> None:
-        if remark.has_pixels and remark.burned_in != "NO":
-            with self._lock:
-                self.remarks[BURNED_IN if remark.burned_in == "YES" else PERHAPS_BURNED_IN] += 1
+        files.written(item, fetched, target.length, target.sha256.hexdigest(), remark)
+        self._count("exported", size=target.length, remark=remark)
 
     def _list(self, item: ExportItem, file: ExportedFile, source: Path, files: ExportedFiles) -> None:
         """In the DICOMDIR."""
@@ -374,9 +378,11 @@ class Export:
             found["PatientID"] = self._deidentifier.patient(found.get("PatientID", ""), item.study)
         return found
 
-    def _count(self, name: str, fault: str = "", size: int = 0) -> None:
+    def _count(self, name: str, fault: str = "", size: int = 0, remark: str = "") -> None:
         with self._lock:
             self.counts[name] += 1
+            if remark:
+                self.remarks[remark] += 1
             self.bytes += size
             if fault and self._report:
                 self._report(fault)

@@ -13,7 +13,7 @@ import csv
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +32,8 @@ BATCH = 1_000  # files of one commit
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (
     study TEXT, series TEXT, instance TEXT, version TEXT, path TEXT, folded TEXT UNIQUE,
-    length INTEGER, sha256 TEXT, sop_class TEXT, syntax TEXT, PRIMARY KEY (study, series, instance)
+    length INTEGER, sha256 TEXT, sop_class TEXT, syntax TEXT, remark TEXT DEFAULT '',
+    PRIMARY KEY (study, series, instance)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS leaves_of (
     study TEXT, series TEXT, instance TEXT, PRIMARY KEY (study, series, instance)
@@ -151,14 +152,14 @@ class ExportedFiles:
             dicomdir.keep(self._rows, records)
             self._rows.execute("INSERT OR REPLACE INTO leaves_of VALUES (?, ?, ?)", item.key)
 
-    def written(self, item: ExportItem, fetched: Fetched, length: int, sha256: str) -> None:
-        """The file of the instance is complete."""
+    def written(self, item: ExportItem, fetched: Fetched, length: int, sha256: str, remark: str = "") -> None:
+        """The file of the instance is complete. `remark` is about its pixels."""
         sop_class = next(iter(item.attributes.get("00080016", {}).get("Value", ())), "")
-        update = "UPDATE files SET version = ?, length = ?, sha256 = ?, sop_class = ?, syntax = ?"
+        update = "UPDATE files SET version = ?, length = ?, sha256 = ?, sop_class = ?, syntax = ?, remark = ?"
         with self._lock:
             self._rows.execute(
                 f"{update} WHERE {ONE}",
-                (fetched.version, length, sha256, sop_class, fetched.syntax, *item.key),
+                (fetched.version, length, sha256, sop_class, fetched.syntax, remark, *item.key),
             )
             self._waiting += 1
             if self._waiting >= BATCH:
@@ -166,12 +167,26 @@ class ExportedFiles:
 
     def write_originals(self, path: Path) -> None:
         """The original UIDs of each file."""
+        head = ("path", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+        select = "SELECT path, study, series, instance FROM files WHERE version != '' ORDER BY path"
+        self._write(path, head, select)
+
+    def write_remarks(self, path: Path, remarks: Sequence[str]) -> int:
+        """The files with one of these remarks; returns how many these are."""
+        marks = ", ".join("?" * len(remarks))
+        select = f"SELECT path, remark FROM files WHERE version != '' AND remark IN ({marks}) ORDER BY path"
+        return self._write(path, ("path", "pixels"), select, remarks)
+
+    def _write(self, path: Path, head: Sequence[str], select: str, values: Sequence[str] = ()) -> int:
+        count = 0
         with self._lock, path.open("w", encoding="utf-8", newline="") as stream:
             path.chmod(0o600)
             lines = csv.writer(stream)
-            lines.writerow(("path", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"))
-            select = "SELECT path, study, series, instance FROM files WHERE version != '' ORDER BY path"
-            lines.writerows(self._rows.execute(select))
+            lines.writerow(head)
+            for row in self._rows.execute(select, tuple(values)):
+                lines.writerow(row)
+                count += 1
+        return count
 
     def finish(self) -> None:
         """Writes the manifest."""

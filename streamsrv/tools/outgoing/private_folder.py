@@ -2,7 +2,8 @@
 
     secret.json      the secret of the pseudonyms, and the profile of the export
     export.sqlite    the table of the export, with the original UIDs
-    originals.csv    path, original UIDs and Patient ID of each file, on request
+    originals.csv    path and original UIDs of each file, on request
+    look-at.csv      files whose pixels may show a name
     .part-N          instances as they were stored, for a moment
 
 Rules
