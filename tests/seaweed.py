@@ -111,14 +111,18 @@ class Seaweed:
         )
 
     def hidden(self):
-        """The number of multipart uploads that have begun and not ended."""
-        url = f"http://127.0.0.1:{self.filer}/buckets/{BUCKET}/.uploads/?limit=100"
+        """The multipart uploads that have begun and not ended: name and number of parts."""
+        folder = f"/buckets/{BUCKET}/.uploads/"
+        return {name: len(self._names(f"{folder}{name}/")) for name in self._names(folder)}
+
+    def _names(self, folder):
+        url = f"http://127.0.0.1:{self.filer}{folder}?limit=100"
         asked = urllib.request.Request(url, headers={"Accept": "application/json"})
         try:
             with urllib.request.urlopen(asked, timeout=10) as answer:
-                return len(json.load(answer)["Entries"] or ())
+                return [Path(entry["FullPath"]).name for entry in json.load(answer)["Entries"] or ()]
         except urllib.error.HTTPError:
-            return 0
+            return []
 
     def end(self):
         for process in reversed(self._processes):
