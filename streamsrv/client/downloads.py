@@ -24,7 +24,7 @@ from urllib.parse import quote, urlencode, urljoin, urlsplit
 from streamsrv.client.connection import Reply, ReplyError, ServiceConnection, ServiceRefused
 from streamsrv.client.credentials import Credentials, same_origin
 
-PAGE = 1_000  # search results
+PAGE = 200  # search results: some services allow no more
 PIECE = 1 << 20
 LONGEST_WAIT = 60.0  # seconds between two attempts
 MOST_ERROR = 64 << 10  # bytes of a refusal that are read
@@ -140,20 +140,20 @@ class RemoteInstances:
         return found
 
     def search(
-        self, parameters: Sequence[tuple[str, str]], path: str = "/instances", limit: int = PAGE
+        self, parameters: Sequence[tuple[str, str]], path: str = "/instances"
     ) -> Iterator[dict[str, Any]]:
-        """The datasets of all results of the search at `path`, in pages of at most `limit`."""
+        """The datasets of all results of the search at `path`, in pages of PAGE."""
         offset, last = 0, list[dict[str, Any]]()
-        url = f"{self._url}{path}?{_query([*parameters, ('limit', str(limit))])}"
+        url = f"{self._url}{path}?{_query([*parameters, ('limit', str(PAGE))])}"
         while url:
             page, link = self._connection().get(url, [("Accept", "application/dicom+json")], _page)
-            if page == last and len(page) >= limit:
+            if page == last and len(page) >= PAGE:
                 raise ReplyError("the service gives the same page of a search twice: it ignores `offset`")
             if not page or page == last:
                 return
             yield from page
             offset, last = offset + len(page), page
-            following = [*parameters, ("limit", str(limit)), ("offset", str(offset))]
+            following = [*parameters, ("limit", str(PAGE)), ("offset", str(offset))]
             url = urljoin(url, link) if link else f"{self._url}{path}?{_query(following)}"
 
     def retrieve(

@@ -4,7 +4,6 @@ Strategy: one request gives a study, a series or an instance, as multipart/relat
 parts are given while they arrive, in pieces.
 
 Rules
-- Pages of searches have at most PAGE results: some services allow no more.
 - A part counts only with the delimiter behind it, and an answer only if it is whole.
 """
 
@@ -32,7 +31,6 @@ from streamsrv.wire.multipart import (
     content_type_of,
 )
 
-PAGE = 200  # search results
 AS_STORED = f'multipart/related; type="{DICOM}"; transfer-syntax=*'
 STUDY, SERIES, INSTANCE, INSTANCES_IN_STUDY = "0020000D", "0020000E", "00080018", "00201208"
 PartPieces: TypeAlias = Iterator[bytes | memoryview]
@@ -55,7 +53,7 @@ class RemoteStudies:
         """The studies that match. Raises ReplyError, DownloadFailed, InstanceGone, ServiceRefused, OSError;
         so do the other calls."""
         asked = [*parameters, ("includefield", INSTANCES_IN_STUDY)]
-        for found in self._remote.search(asked, "/studies", PAGE):
+        for found in self._remote.search(asked, "/studies"):
             uid = _first(found, STUDY)
             if not uid:
                 raise ReplyError("a result of the search for studies has no Study Instance UID")
@@ -64,7 +62,7 @@ class RemoteStudies:
 
     def instances(self, study: str) -> Iterator[tuple[str, str]]:
         """Series and SOP Instance UID of each instance."""
-        for found in self._remote.search((), f"{path_of(study)}/instances", PAGE):
+        for found in self._remote.search((), f"{path_of(study)}/instances"):
             series, uid = _first(found, SERIES), _first(found, INSTANCE)
             if not (series and uid):
                 raise ReplyError("a result of the search for instances has no series or SOP Instance UID")

@@ -64,7 +64,8 @@ def pull(capsys, *words):
 def test_every_file_arrives_as_it_was_stored(source, target, place, capsys):
     code, report = pull(capsys, "--from", source.url, *place)
     size = sum(map(len, FILES))
-    counts = {"studies": 3, "unchanged": 0, "stored": len(FILES), "already stored": 0, "gone": 0}
+    counts = {"studies": 3, "unchanged": 0, "replaced at the source": 0, "stored": len(FILES)}
+    counts |= {"already stored": 0, "gone": 0}
     assert (code, report) == (0, {"ok": True, **counts, "failed": 0, "bytes": size, "failures": []})
     assert files_of(target) == set(FILES)
     code, report = pull(capsys, "--from", source.url, *place)
@@ -93,6 +94,47 @@ def test_what_is_there_already_is_a_success(source, target, place, capsys, tmp_p
     assert files_of(target) == set(FILES)
 
 
+# --- instances that the source replaces ---
+
+
+@pytest.fixture(scope="module")
+def replacing(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("replacing")
+    running = start_server(folder, "--on-duplicate", "replace", workers=1)
+    yield running
+    running.end()
+
+
+def other(number, name):
+    made = world.ct(number)
+    made.PatientName = name
+    return world.file_of(made)
+
+
+def test_a_later_run_brings_what_was_replaced(replacing, target, place, capsys, monkeypatch):
+    flag, _ = place
+    monkeypatch.setenv("STREAMSRV_ON_DUPLICATE", "replace" if flag == "--data" else "refuse")
+    source = replacing.url if flag == "--data" else f"{replacing.origin}/v1"
+    world.store(f"{replacing.url}/studies", FILES[:3])
+    words = ("--from", source, *place)
+    assert pull(capsys, *words)[1]["stored"] == 3
+    assert pull(capsys, *words)[1]["unchanged"] == 1
+    news = [other(2, f"new for {flag}"), other(3, f"new for {flag}")]
+    world.store(f"{replacing.url}/studies", news)
+    code, report = pull(capsys, *words)
+    assert (report["replaced at the source"], report["unchanged"]) == (2, 0)
+    if flag == "--data":
+        assert (code, report["stored"], report["failed"]) == (0, 2, 0)
+        assert files_of(target) == {FILES[0], *news}
+        assert pull(capsys, *words)[1]["unchanged"] == 1
+    else:  # the target keeps its own, and each run says so
+        for _ in range(2):
+            assert (code, report["failed"], report["already stored"]) == (1, 2, 0)
+            assert "the target keeps its own" in report["failures"][0]
+            code, report = pull(capsys, *words)
+        assert files_of(target) == set(FILES[:3])
+
+
 # --- services that fail ---
 
 
@@ -103,12 +145,18 @@ class ScriptedSource(ScriptedHandler):
     def do_GET(self):
         parts = urlsplit(self.path)
         names, query = parts.path.strip("/").split("/"), parse_qs(parts.query)
+        if names[0] == "changefeed":
+            self.answer(*(self.server.latest if len(names) > 1 else self.server.changes))
+            return
         self.server.asked.append(parts.path)
         if query:
             self.search(names, int(query.get("offset", ["0"])[0]), int(query["limit"][0]))
             return
         wanted = [names[5]] if len(names) == 6 else list(self.server.files)
         behaviour = self.server.script.pop(0) if self.server.script else "whole"
+        if behaviour == "patience":  # growing waits would take minutes
+            self.answer(429, "text/plain", b"no", ("Retry-After", "0"))
+            return
         if isinstance(behaviour, int):
             self.answer(behaviour, "text/plain", b"no")
             return
@@ -135,6 +183,7 @@ class ScriptedSource(ScriptedHandler):
 def scripted():
     with served(ScriptedSource) as service:
         service.asked, service.script, service.ignores_offset = [], [], False
+        service.latest = service.changes = 404, "text/plain", b"no"
         service.files = {uid: FILES[number] for number, uid in enumerate(world.CT_INSTANCES)}
         service.listed = list(service.files)
         yield service
@@ -151,6 +200,7 @@ ALL = [f"{SERIES}/instances/{uid}" for uid in world.CT_INSTANCES]
         ([0.5], ["/studies/1.2", *ALL[1:]]),  # one instance arrived before the answer ended
         ([0.1, 0.5], ["/studies/1.2", SERIES, *ALL[1:]]),
         ([503, 502], ["/studies/1.2"] * 3),
+        (["patience"] * 8, ["/studies/1.2"] * 9),
         ([500, 406], ["/studies/1.2", SERIES, *ALL]),
         ([f"without {world.CT_INSTANCES[1]}"], ["/studies/1.2", ALL[1]]),
         ([500, 500, 0.5, 0.9], ["/studies/1.2", SERIES, ALL[0], ALL[0], *ALL]),
@@ -209,6 +259,47 @@ def test_a_search_without_pages(scripted, target, place, capsys):
     code, report = pull(capsys, "--from", scripted.url, *place)
     assert code == 1
     assert "ignores `offset`" in report["failures"][0]
+
+
+@pytest.mark.parametrize("place", ["--data"], indirect=True)
+@pytest.mark.parametrize(
+    "feed",
+    [
+        (200, "text/html", b"<html>"),
+        (403, "text/plain", b"no"),
+        (200, "application/json", b'{"sequence": "x"}'),
+    ],
+)
+def test_a_source_without_a_change_feed(scripted, place, capsys, feed):
+    scripted.latest = feed
+    words = ("--from", scripted.url, *place)
+    assert pull(capsys, *words)[1]["stored"] == 3
+    assert pull(capsys, *words)[0] == 0
+
+
+def change(sequence):
+    body = json.dumps({"sequence": sequence, "timestamp": "2026-01-01T00:00:00Z"})
+    return 200, "application/json", body.encode()
+
+
+@pytest.mark.parametrize("place", ["--data"], indirect=True)
+@pytest.mark.parametrize(
+    ("before", "latest"),
+    [((204, "application/json", b""), change(9)), (change(9), change(12)), (change(9), change(4))],
+)
+def test_changes_that_are_lost_and_everything_again(scripted, place, capsys, before, latest):
+    scripted.latest = before
+    words = ["pull", "--from", scripted.url, *place]
+    assert main(words) == 0
+    scripted.latest = latest  # and its changes are gone
+    assert main(words) == 0
+    assert "--again brings" in capsys.readouterr().err
+    scripted.files = {uid: other(number, "new") for number, uid in enumerate(scripted.files, 1)}
+    code, report = pull(capsys, *words[1:], "--again")
+    assert (code, report["already stored"]) == (0, 3)
+    scripted.changes = 200, "application/json", b"[]"
+    assert main(words) == 0
+    assert "--again" not in capsys.readouterr().err
 
 
 def test_a_target_that_does_not_answer(source, tmp_path, monkeypatch, capsys):

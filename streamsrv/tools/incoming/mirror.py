@@ -1,7 +1,8 @@
 """Brings the studies of another DICOMweb server to a destination.
 
 Strategy: the studies are listed first. Each thread takes the next one, and asks for the instances that the
-table of the run (pulled.py) does not have. One request brings a study of which nothing is there, else a
+table of the run (pulled.py) does not have. The change feed of a source names instances that were replaced
+since the last run; they are asked for as well. One request brings a study of which nothing is there, else a
 series, else an instance. Instances are stored while they arrive, in batches.
 
 Rules
@@ -14,10 +15,12 @@ Rules
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from streamsrv.client.changes import ChangesLost, RemoteChanges
 from streamsrv.client.connection import ReplyError, ServiceRefused
 from streamsrv.client.downloads import DownloadFailed, InstanceGone
 from streamsrv.client.studies import AnswerEnded, PartPieces, RemoteStudies, path_of
@@ -28,17 +31,25 @@ from streamsrv.tools.incoming.pulled import GONE, PlannedStudy, PulledInstances,
 from streamsrv.tools.incoming.run_report import FAILED, RunReport
 from streamsrv.tools.progress import ProgressLine
 
-STUDIES, UNCHANGED = "studies", "unchanged"
-COUNTED = (STUDIES, UNCHANGED, Verdict.STORED.value, Verdict.ALREADY.value, GONE, FAILED)
+STUDIES, UNCHANGED, REPLACED = "studies", "unchanged", "replaced at the source"
+COUNTED = (STUDIES, UNCHANGED, REPLACED, Verdict.STORED.value, Verdict.ALREADY.value, GONE, FAILED)
+KEPT = "the source has replaced it, and the target keeps its own: see on_duplicate"
+LOST = "the source does not list all changes since the last run: --again brings replaced instances"
 
 
 class Mirror:
     """One run."""
 
     def __init__(
-        self, remote: RemoteStudies, destination: Destination, table: PulledInstances, report: RunReport
+        self,
+        remote: RemoteStudies,
+        changes: RemoteChanges,
+        destination: Destination,
+        table: PulledInstances,
+        report: RunReport,
     ) -> None:
         self._remote = remote
+        self._changes = changes
         self._destination = destination
         self._table = table
         self._report = report
@@ -51,10 +62,12 @@ class Mirror:
         line: ProgressLine,
         *,
         every_instance: bool = False,
+        again: bool = False,
     ) -> None:
-        """With `every_instance` the number of instances does not tell whether a study has changed. Raises
-        StreamsrvError if a service fails as a whole."""
+        """With `every_instance` the number of instances does not tell whether a study has changed. With
+        `again` all instances are brought. Raises StreamsrvError if a service fails as a whole."""
         try:
+            self._follow(again)
             self._report.add(STUDIES, self._table.plan(self._remote.studies(parameters)))
             self._bring(parallel, line, every_instance)
         except ServiceRefused as fault:
@@ -65,6 +78,20 @@ class Mirror:
             raise StreamsrvError(
                 f"the service does not answer: {fault}: repeat the command to go on"
             ) from fault
+
+    def _follow(self, again: bool) -> None:
+        """Looks for instances that the source has replaced since the last run, if it has a change feed."""
+        mark = self._table.mark
+        if again:
+            self._table.forget()
+        if not self._changes.find():
+            return
+        if mark is not None and not again:
+            try:
+                self._report.add(REPLACED, self._table.want_again(self._changes.replaced(mark)))
+            except ChangesLost:
+                print(f"warning: {LOST}", file=sys.stderr)
+        self._table.remember(self._changes.mark)
 
     def _bring(self, parallel: int, line: ProgressLine, every_instance: bool) -> None:
         studies, lock = self._table.studies(), threading.Lock()
@@ -141,6 +168,8 @@ class Mirror:
         states = []
         for landed in results:
             uid = landed.uid or wanted.instance
+            if landed.verdict is Verdict.ALREADY and self._table.is_replaced(wanted.study, uid):
+                landed = landed._replace(verdict=Verdict.FAILED, text=KEPT)
             if landed.verdict is not Verdict.FAILED:
                 states.append((uid, landed.verdict.value, ""))
                 self._report.add(landed.verdict.value)

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from streamsrv.client import credentials
+from streamsrv.client.changes import RemoteChanges
 from streamsrv.client.credentials import service_url
 from streamsrv.client.downloads import RemoteInstances
 from streamsrv.client.studies import RemoteStudies
@@ -52,6 +53,7 @@ def add_pull_arguments(parser: argparse.ArgumentParser) -> None:
     add("--query", default="", help="a search: attributes with values, joined by & [default: everything]")
     add("--run", metavar="FILE", type=Path, help="the memory of the run; default: see the manual")
     add("--every-instance", action="store_true", help="compare lists of instances, not only their numbers")
+    add("--again", action="store_true", help="bring all instances again, also those that are there")
     add("--parallel", metavar="N", type=int, default=2, help="studies at once (2)")
     add("--retries", metavar="N", type=int, default=8, help="further attempts at a busy service (8)")
     add("--timeout", metavar="S", type=float, default=300.0, help="seconds of silence before giving up (300)")
@@ -75,9 +77,10 @@ def run_pull(args: argparse.Namespace) -> int:
         file = args.run or folder / table_name(args.source, args.target or "")
         table = held.enter_context(contextlib.closing(PulledInstances(file, args.source, target)))
         report = RunReport(COUNTED, aloud=not args.json)
-        mirror = Mirror(RemoteStudies(remote), destination, table, report)
+        changes = RemoteChanges(remote, args.source)
+        mirror = Mirror(RemoteStudies(remote), changes, destination, table, report)
         with ProgressLine(sys.stderr, shown=not args.quiet) as line:
-            mirror.run(parameters, args.parallel, line, every_instance=args.every_instance)
+            mirror.run(parameters, args.parallel, line, every_instance=args.every_instance, again=args.again)
     return report.print(as_json=args.json, quiet=args.quiet)
 
 

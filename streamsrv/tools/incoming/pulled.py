@@ -4,16 +4,19 @@ Rules of this file
 - A run that is repeated asks only for instances that are not stored. It finds studies that have not changed
   by the number of their instances.
 - An instance is stored before its row says so.
+- An instance that the source has replaced since is wanted again, until it was stored (`again`).
 """
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from streamsrv.client.changes import ChangeMark
 from streamsrv.client.verb import Verdict
 from streamsrv.config import SettingsError
 from streamsrv.run_table import open_table
@@ -27,13 +30,14 @@ CREATE TABLE IF NOT EXISTS studies (
 CREATE INDEX IF NOT EXISTS studies_by_position ON studies (run, position);
 CREATE TABLE IF NOT EXISTS instances (
     study TEXT, instance TEXT, series TEXT, run INTEGER, state TEXT DEFAULT '', reason TEXT DEFAULT '',
-    PRIMARY KEY (study, instance, series)
+    again INTEGER DEFAULT 0, PRIMARY KEY (study, instance, series)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS instances_by_series ON instances (study, series, instance);
 """
 GONE = "gone"
 THERE = f"('{Verdict.STORED.value}', '{Verdict.ALREADY.value}')"
 OPEN = "state = ''"
+ONE = "(study, instance, series) = (?, ?, ?)"
 # Instances that the source has in this run.
 OF_RUN = "study = ? AND run = ?"
 
@@ -96,6 +100,43 @@ class PulledInstances:
                 self._waiting += len(some)
                 if self._waiting >= BATCH:
                     self._commit()
+
+    # Replaced instances
+
+    @property
+    def mark(self) -> ChangeMark | None:
+        """The newest change of the source that this table knows."""
+        row = self._one("SELECT value FROM about WHERE name = 'mark'")
+        return ChangeMark(*json.loads(str(row[0]))) if row else None
+
+    def remember(self, mark: ChangeMark) -> None:
+        with self._lock:
+            self._rows.execute("INSERT OR REPLACE INTO about VALUES ('mark', ?)", (json.dumps(mark),))
+            self._commit()
+
+    def want_again(self, instances: Iterable[tuple[str, str, str]]) -> int:
+        """Those that were stored; returns their number."""
+        number = 0
+        for study, series, instance in instances:
+            update = f"UPDATE instances SET state = '', again = 1 WHERE state IN {THERE} AND {ONE}"
+            with self._lock:
+                found = self._rows.execute(update, (study, instance, series)).rowcount
+                if found:
+                    self._rows.execute("UPDATE studies SET instances = -1 WHERE study = ?", (study,))
+            number += found
+        return number
+
+    def forget(self) -> None:
+        """All instances are wanted again."""
+        with self._lock:
+            self._rows.execute("UPDATE instances SET state = '', again = 0")
+            self._rows.execute("UPDATE studies SET instances = -1")
+            self._commit()
+
+    def is_replaced(self, study: str, instance: str) -> bool:
+        """Whether the source has replaced an instance that was stored before."""
+        select = "SELECT 1 FROM instances WHERE study = ? AND instance = ? AND again"
+        return self._one(select, study, instance) is not None
 
     # Studies
 
@@ -173,11 +214,15 @@ class PulledInstances:
     def is_open(self, wanted: WantedResource) -> bool:
         """Whether nothing is known about this instance."""
         key = wanted.study, wanted.instance, wanted.series
-        select = f"SELECT {OPEN} FROM instances WHERE (study, instance, series) = (?, ?, ?)"
+        select = f"SELECT {OPEN} FROM instances WHERE {ONE}"
         row = self._one(select, *key)
         return bool(row and row[0])
 
     def settle(self, study: str, states: Iterable[tuple[str, str, str]]) -> None:
         """The state of instances: (SOP Instance UID, state, reason)."""
-        update = "UPDATE instances SET state = ?, reason = ? WHERE study = ? AND instance = ?"
-        self._change(update, ((state, reason, study, uid) for uid, state, reason in states))
+        stored = Verdict.STORED.value
+        update = (
+            "UPDATE instances SET state = ?, reason = ?, again = again AND ? WHERE study = ? AND instance = ?"
+        )
+        rows = ((state, reason, state != stored, study, uid) for uid, state, reason in states)
+        self._change(update, rows)
