@@ -21,21 +21,22 @@ from streamsrv.server import actions, pixel_pool
 from streamsrv.settings import Settings
 from streamsrv.store import Store
 from streamsrv.store.objects.bucket import opened
-from streamsrv.store.objects.cache import ObjectCache, StoredObject
+from streamsrv.store.objects.cache import ObjectCache
+from streamsrv.store.objects.cache_folder import StoredObject
 from streamsrv.web.health import WatchedStore
 from streamsrv.web.worker import run
 
 
 def guard(folder):
-    pinned = ObjectCache.pinned
+    fill = ObjectCache.fill
 
-    def guarded(self, ranges):
+    def guarded(self, wanted):
         if asyncio._get_running_loop() is not None:
             text = "".join(traceback.format_stack())
             (folder / f"waited-{os.getpid()}-{time.monotonic_ns()}").write_text(text)
-        return pinned(self, ranges)
+        return fill(self, wanted)
 
-    ObjectCache.pinned = guarded
+    ObjectCache.fill = guarded
 
 
 def main():

@@ -5,7 +5,8 @@ import io
 
 from obstore import put
 
-from streamsrv.store.objects.cache import ObjectCache, StoredObject
+from streamsrv.store.objects.cache import ObjectCache
+from streamsrv.store.objects.cache_folder import StoredObject
 
 
 def upload(bucket_store, layout):
@@ -18,9 +19,9 @@ def upload(bucket_store, layout):
     return places
 
 
-def reading_objects(store, places, folder, bucket, limit=1 << 30, **options):
+def reading_objects(store, places, folder, bucket, limit=1 << 30):
     """A view of `store` that reads from the bucket, and its cache, which the caller closes."""
     view = copy.copy(store)
-    view.readers = cache = ObjectCache(folder, limit, bucket, lambda _: places, **options)
+    view.readers = cache = ObjectCache(folder, limit, bucket, lambda _: places)
     view.remote = True
     return view, cache

@@ -5,12 +5,11 @@ not answer is a status, and no answer that breaks off. While a window is sent, t
 the spans of a window at the same time, neighbours together. A short answer is one window, and keeps its plan.
 
 Rules of this file
-- An answer has at most 1 + AHEAD windows of bytes pinned, however long it is and however slowly its client
-  reads. While many answers hold half of the cache, further windows are short, and one is fetched ahead.
+- An answer holds at most 1 + AHEAD windows, however long it is and however slowly its client reads. While
+  many answers hold half of the cache, further windows are short, and one is fetched ahead.
 - Nothing here blocks the event loop: `following` returns a future, and `close` waits for no thread.
 - The lease is released after the last thread that uses it.
-- The bytes are copied to the socket. sendfile would lend memory, and a hole in the cache may write zeros to
-  it, where the file system has large folios.
+- A span of a window is in one file, so a window ends where a part of the object does.
 """
 
 from __future__ import annotations
@@ -24,16 +23,13 @@ from typing import NamedTuple
 from streamsrv.store import Fetcher, Location, SegmentLease
 from streamsrv.wire.answers import Answer, ByteStream, Piece, Span, Windows
 
-# Bytes. A window ends where a part of the object does (store/objects/bucket.py): a gateway often reads whole
-# parts.
-WINDOW = 8 << 20
 AHEAD = 2
-SHORT_WINDOW = 1 << 20
+SHORT_WINDOW = 1 << 20  # bytes
 PIECES = 1_024  # of one window
 
 
 class FetchedWindow(NamedTuple):
-    """Pieces that can be sent. `release` unpins their bytes."""
+    """Pieces that can be sent. `release` ends that."""
 
     pieces: list[Piece]
     release: Callable[[], None]
@@ -58,7 +54,7 @@ class PlanWindows:
         pieces = self._cut()
         if not self._ended:
             self._ahead.append(Future())
-            self._begin_more()
+            self._begin_more(beside=1)
         try:
             first = FetchedWindow(pieces, self._fetcher.hold(places_of(pieces)))
         except BaseException:
@@ -71,8 +67,9 @@ class PlanWindows:
         self._ahead[0].set_result(first)
         return None
 
-    def _begin_more(self) -> None:
-        most = 1 if self._fetcher.is_crowded else 1 + AHEAD
+    def _begin_more(self, beside: int = 0) -> None:
+        """`beside` windows are not ahead, because they are sent next."""
+        most = 1 if self._fetcher.is_crowded else beside + AHEAD
         while len(self._ahead) < most and not self._ended:
             made = Future[FetchedWindow]()
             self._ahead.append(made)
@@ -96,20 +93,23 @@ class PlanWindows:
     def _cut(self) -> list[Piece]:
         """The pieces of the next window; none at the end."""
         pieces: list[Piece] = []
-        room, part = SHORT_WINDOW if self._fetcher.is_crowded else WINDOW, -1
+        part = self._fetcher.part
+        room, number = SHORT_WINDOW if self._fetcher.is_crowded else part, -1
         while room > 0 and len(pieces) < PIECES and not self._ended:
             piece, self._rest = self._rest or next(self._plan, None), None
             if piece is None:
                 self._ended = True
                 break
             if isinstance(piece, Span):
-                at = piece.offset // WINDOW
-                if part < 0:
-                    segment, part = piece.segment, at
-                if piece.segment == segment and at == part + 1:
+                if not piece.length:
+                    continue  # it is in no file
+                at = piece.offset // part
+                if number < 0:
+                    segment, number = piece.segment, at
+                if piece.segment == segment and at == number + 1:
                     self._rest = piece
                     break
-                if piece.length > (room := min(room, WINDOW - piece.offset % WINDOW)):
+                if piece.length > (room := min(room, part - piece.offset % part)):
                     self._rest = Span(piece.segment, piece.offset + room, piece.length - room)
                     piece = Span(piece.segment, piece.offset, room)
             pieces.append(piece)
@@ -167,7 +167,6 @@ def fetched(answer: Answer, lease: SegmentLease) -> Answer:
     fetcher, plan = lease.fetcher, answer.plan
     if fetcher is None or _is_here(plan):
         return answer
-    answer.volatile = True
     windows, release = PlanWindows(plan, fetcher), answer.release or _nothing
     try:
         pieces = windows.begin()

@@ -154,7 +154,6 @@ class Answer:
     release: Callable[[], None] | None = None  # called once, when the plan is no longer needed
     policy: str = SANDBOX  # Content-Security-Policy
     live: LiveBytes | None = None  # behind the plan, of an answer without length
-    volatile: bool = False  # bytes of spans may change after `release`: they are copied to the socket
 
 
 def _raise(error: Exception) -> Answer:

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -41,13 +42,13 @@ SYNTAXES = (
 class ObjectServer:
     """A server process; `end` closes its standard input."""
 
-    def __init__(self, data, places, endpoint, folder, limit):
+    def __init__(self, data, places, endpoint, folder, limit, cache):
         self.origin = f"http://127.0.0.1:{(port := free_port())}"
         self.guarded = folder / "guarded"
         self.guarded.mkdir(parents=True)
         self.log = folder / "log"
         given = {"data": str(data), "port": port, "places": places, "endpoint": endpoint, "limit": limit}
-        given |= {"url": f"s3://{BUCKET}", "cache": str(folder / "cache"), "guarded": str(self.guarded)}
+        given |= {"url": f"s3://{BUCKET}", "cache": str(cache), "guarded": str(self.guarded)}
         keys = {"AWS_ACCESS_KEY_ID": NODE[0], "AWS_SECRET_ACCESS_KEY": NODE[1], "AWS_REGION": "x"}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -119,12 +120,12 @@ def places(local, gateway):
 
 @pytest.fixture
 def remote(local, places, gateway, tmp_path):
-    """Starts a server with an empty cache; `limit` is that of its cache."""
+    """Starts a server with a cache of its own, or of another one; `limit` is that of its cache."""
     running = []
 
-    def start(limit=1 << 30, endpoint=gateway[1]):
+    def start(limit=1 << 30, endpoint=gateway[1], cache="cache"):
         folder = tmp_path / str(len(running))
-        running.append(ObjectServer(local.data, places, endpoint, folder, limit))
+        running.append(ObjectServer(local.data, places, endpoint, folder, limit, folder / cache))
         return running[-1]
 
     yield start
@@ -228,11 +229,11 @@ def test_every_answer_of_a_node_is_that_of_the_local_server(local, gateway, data
 STUDY = f"/v2/studies/{LONG[0][0]}"
 
 
-def begun(server, path=STUDY):
-    """A request, its head read; the client reads no more of the body than its buffers hold."""
+def begun(server, host="localhost"):
+    """A request for the study, its head read; the client reads no more than its buffers hold."""
     connection = socket.create_connection(server.origin.removeprefix("http://").split(":"), timeout=60)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
-    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {EVERY}\r\n\r\n".encode())
+    connection.sendall(f"GET {STUDY} HTTP/1.1\r\nHost: {host}\r\nAccept: {EVERY}\r\n\r\n".encode())
     answer = http.client.HTTPResponse(connection)
     answer.begin()
     assert answer.status == 200
@@ -293,19 +294,26 @@ def test_a_gateway_that_stops_keeps_no_other_request_waiting(seaweed, remote):
     client.close()
 
 
-def test_slow_clients_hold_two_windows_each(local, remote):
-    """20 clients that stop reading, with a cache of 2 MB: others get their answers, and memory stays."""
-    server = remote(2 * MIB)
-    with client_of(local) as client:
-        expected = client.ask("GET", STUDY.removeprefix("/v2"), Accept=EVERY).body
+def test_slow_clients_get_the_bytes_of_the_object(local, remote, tmp_path):
+    """20 clients stop reading. Another server evicts the cache of 2 MB too, and it is deleted.
+
+    Others get their answers, and memory stays."""
+    server, beside = remote(2 * MIB), remote(2 * MIB, cache="../0/cache")
+    host = local.origin.removeprefix("http://")
+    with begun(local, host) as answer:
+        expected = answer.read()
     before = server.memory()
-    answers = [begun(server) for _ in range(20)]
+    answers = [begun(server, host) for _ in range(20)]
     with client_of(server) as client:
         assert client.ask("GET", f"/studies/{LONG[0][0]}/metadata").status == 200
         assert len(client.read(LONG[7])) > 500_000
     for answer in answers[::2]:  # these leave
         answer.close()
-    for answer in answers[1::2]:
-        assert len(answer.read()) == len(expected)
+    with begun(beside, host) as answer:
+        assert answer.read() == expected
+    for number, answer in enumerate(answers[1::2]):
+        if number == 5:
+            shutil.rmtree(tmp_path / "0" / "cache")
+        assert answer.read() == expected
         answer.close()
     assert server.memory() - before < 200 * MIB

@@ -18,7 +18,8 @@ from seaweed import ADMIN, BUCKET, NODE, Seaweed
 
 from streamsrv.errors import BucketUnreachable, SegmentGone, StoreError
 from streamsrv.store.objects.bucket import PART, PARTS_AT_ONCE, opened
-from streamsrv.store.objects.cache import ObjectCache, StoredObject
+from streamsrv.store.objects.cache import ObjectCache
+from streamsrv.store.objects.cache_folder import StoredObject
 from streamsrv.store.objects.layout import fresh_key, walk_object
 from streamsrv.store.objects.writer import ObjectWriter
 from streamsrv.store.segments.records import PayloadDigest, RecordFormat
@@ -226,7 +227,7 @@ def test_a_node_reads_through_its_cache(seaweed, endpoint, node, tmp_path):
     records = [append(writer, size, number) for number, size in enumerate((100, 20 * MIB, 3 * MIB))]
     places = {SEGMENT: StoredObject(writer.key, writer.complete(records))}
     writer.abort()
-    cache = ObjectCache(tmp_path / "cache", 20 * MIB, bucket, lambda _: places, window=2 * MIB)
+    cache = ObjectCache(tmp_path / "cache", 20 * MIB, bucket, lambda _: places)
 
     def sent(record):
         """The digest of the bytes that a socket got."""
@@ -251,7 +252,7 @@ def test_a_node_reads_through_its_cache(seaweed, endpoint, node, tmp_path):
         return digest.digest()
 
     assert [sent(record) for record in records] == [record.digest for record in records]
-    assert cache.used() <= 28 * MIB
+    assert cache.folder.used() <= 36 * MIB
     gateway.kill()
     gateway.wait()
     assert sent(records[2]) == records[2].digest

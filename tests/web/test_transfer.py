@@ -1,7 +1,6 @@
 """Plans on their way into a socket: every kind of piece, every kind of reader, every kind of end."""
 
 import asyncio
-import ctypes
 import errno
 import os
 import random
@@ -53,8 +52,7 @@ class Line:
         self.meter = Meter(lambda: None, 0.0)
         turns = options.pop("turns", None) or TurnQueue()
         length = options.pop("length", None)
-        volatile = options.pop("volatile", False)
-        answer = Answer(200, [], plan, length, lambda number, at: (self.source, at), volatile=volatile)
+        answer = Answer(200, [], plan, length, lambda number, at: (self.source, at))
         self.transfer = Transfer(ours, answer, pool, self.meter, turns, **options)
 
     async def read(self, chunk=1 << 20, turns=0):
@@ -269,21 +267,6 @@ async def test_windows_arrive_whole_and_in_order(http_server, line, segment, poo
     connection = line(Windows(source.following), chunked=chunked)
     received = await connection.run(turns=seed)
     assert (unchunked(received) if chunked else received) == b"".join(content for _, content in plans)
-
-
-async def test_bytes_of_a_volatile_span_are_copied(http_server, pool, tmp_path):
-    """The cache of a node makes holes in its files while sent bytes wait in a socket."""
-    content = random.Random(5).randbytes(1 << 20)
-    path = tmp_path / "cached"
-    path.write_bytes(content)
-    connection = Line((path, content), pool, [Span(1, 7, len(content) - 7)], volatile=True)
-    connection.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
-    connection.start()
-    await asyncio.wait_for(asyncio.shield(connection.transfer.done), DEADLINE)
-    with path.open("r+b") as file:
-        assert ctypes.CDLL(None).fallocate(file.fileno(), 3, ctypes.c_long(0), ctypes.c_long(1 << 19)) == 0
-    assert await connection.read() == content[7:]
-    connection.close()
 
 
 async def test_a_window_that_cannot_be_fetched_ends_the_transfer(http_server, line, pool):

@@ -32,9 +32,9 @@ def guard(folder):
         time.sleep(0.01)
     watch(sys.modules[CONNECTIONS].Connections, "take", folder)
     if "STREAMSRV_SEGMENTS" in os.environ or "AWS_ENDPOINT_URL" in os.environ:
-        while CACHE not in sys.modules or not hasattr(sys.modules[CACHE], "joined"):
+        while CACHE not in sys.modules or not hasattr(sys.modules[CACHE], "chunks_in"):
             time.sleep(0.01)
-        watch(sys.modules[CACHE].ObjectCache, "pinned", folder)
+        watch(sys.modules[CACHE].ObjectCache, "fill", folder)
     (folder / f"armed-{os.getpid()}").touch()
 
 

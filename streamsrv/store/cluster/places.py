@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from streamsrv.bounded_cache import SizedCache
-from streamsrv.store.objects.cache import StoredObject
+from streamsrv.store.objects.cache_folder import StoredObject
 from streamsrv.store.postgresql.object_table import ObjectTable
 
 KEPT = 8 << 20  # bytes

@@ -39,7 +39,10 @@ class FileRange(NamedTuple):
 
 
 class Fetcher(Protocol):
-    """Brings bytes of open segments to this machine."""
+    """Brings bytes of open segments to this machine, into files of `part` bytes of a segment."""
+
+    @property
+    def part(self) -> int: ...
 
     def at_hand(self, place: Location) -> Callable[[], None] | None:
         """As `hold`, for bytes that are on this machine and were compared with their checks; else None. Reads

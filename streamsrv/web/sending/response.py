@@ -116,7 +116,7 @@ class AnswerWriter:
         if parts is not None:
             length = (answer.length or 0) if outgoing.body else 0
             return self.send_now(stream, [head, *parts], len(head) + length)
-        single = None if answer.volatile else _single_span(answer)
+        single = _single_span(answer)
         if single is not None and answer.file_at is not None:
             before, span, tail = single
             return self.send_span(stream, head + before, span, tail, answer.file_at)

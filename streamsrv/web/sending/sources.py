@@ -6,8 +6,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable, Generator, Iterator
-from typing import TypeAlias
+from collections.abc import Generator, Iterator
 
 from streamsrv.errors import StoreCorrupt
 from streamsrv.web.connection.tls import TlsSocket
@@ -26,13 +25,8 @@ TLS_SLICE = 512 << 10
 FORWARDED = 4 << 20
 # Chunks of a quick stream that are sent in one system call, each of which wakes the reader.
 TOGETHER = 256 << 10
-# Bytes that are copied at a time: they stay in the cache of the processor.
-COPIED = 128 << 10
 # Readahead after a page was missing.
 READ_AHEAD = 8 << 20
-
-
-SendFile: TypeAlias = Callable[[socket.socket, int, int, int], int]
 
 
 class StreamReader:
@@ -196,43 +190,15 @@ def send_file(sock: socket.socket, source: int, offset: int, length: int) -> int
     return os.sendfile(sock.fileno(), source, offset, length)
 
 
-class Copier:
-    """Sends bytes of files as `send_file`, by a copy that later changes of the file leave alone."""
-
-    def __init__(self) -> None:
-        self._buffer = memoryview(bytearray(COPIED))
-
-    def __call__(self, sock: socket.socket, source: int, offset: int, length: int) -> int:
-        sent = 0
-        while sent < length:
-            piece = self._buffer[: min(length - sent, COPIED)]
-            piece = piece[: os.preadv(source, [piece], offset + sent)]
-            try:
-                count = sock.send(piece) if piece else 0
-            except BlockingIOError:
-                if not sent:
-                    raise
-                break
-            sent += count
-            if not count or count < len(piece):
-                break
-        return sent
-
-
-def sender(sock: socket.socket, copies: bool) -> SendFile:
-    """TLS copies in any case."""
-    return Copier() if copies and not isinstance(sock, TlsSocket) else send_file
-
-
-def send_cold(send: SendFile, sock: socket.socket, source: int, offset: int, length: int) -> int | None:
+def send_cold(sock: socket.socket, source: int, offset: int, length: int) -> int | None:
     """In a thread: waits for the disk, yet not for the socket. None if the socket is full."""
     os.posix_fadvise(source, offset, READ_AHEAD, os.POSIX_FADV_WILLNEED)
     try:
-        return send(sock, source, offset, length)
+        return send_file(sock, source, offset, length)
     except BlockingIOError:
         return None
 
 
-def turn_bytes(sock: socket.socket, copies: bool) -> int:
+def turn_bytes(sock: socket.socket) -> int:
     """The bytes that one answer sends in a turn of the loop, in half a millisecond."""
-    return TLS_SLICE if copies or isinstance(sock, TlsSocket) else SLICE
+    return TLS_SLICE if isinstance(sock, TlsSocket) else SLICE

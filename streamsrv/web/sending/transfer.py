@@ -32,7 +32,7 @@ from streamsrv.web.sending.sources import (
     StreamReader,
     close_iterator,
     send_cold,
-    sender,
+    send_file,
     to_page,
     turn_bytes,
     warm_bytes,
@@ -72,8 +72,7 @@ class Transfer:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._ours = False  # the socket is our duplicate
-        self._send_file = sender(sock, answer.volatile)
-        self._slice = turn_bytes(sock, answer.volatile)
+        self._slice = turn_bytes(sock)
         self._answer = answer
         self._pool = pool
         self._meter = meter
@@ -169,10 +168,9 @@ class Transfer:
             self._own()
             target, source = self._sock, self._source
             offset, length = self._offset, min(self._left, SLICE)
-            send = self._send_file
-            self._in_thread(lambda: send_cold(send, target, source, offset, length), self._span_moved)
+            self._in_thread(lambda: send_cold(target, source, offset, length), self._span_moved)
             return -1
-        moved = self._send_file(self._sock, self._source, self._offset, warm)
+        moved = send_file(self._sock, self._source, self._offset, warm)
         self._move_span(moved)
         return moved
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from streamsrv.errors import SegmentGone
 from streamsrv.store import failpoints
 from streamsrv.store.cluster.store import ClusterStore
-from streamsrv.store.objects.cache import StoredObject
+from streamsrv.store.objects.cache_folder import StoredObject
 from streamsrv.store.objects.writer import ObjectWriter
 from streamsrv.store.rows import SLICE_INSTANCES, InstanceRow, Location, SegmentRow
 from streamsrv.store.segments.records import Record
