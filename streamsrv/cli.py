@@ -28,7 +28,7 @@ from streamsrv.errors import StoreLocked, StreamsrvError
 
 FAILED, USAGE, LOCKED = 1, 2, 3
 # Verbs that map the index in their own process, unlike `serve`; `export` and `pull` only with --data.
-MAPPING = ("check", "reindex", "compact", "info", "backup", "restore", "export", "pull", "import")
+MAPPING = ("check", "reindex", "compact", "info", "backup", "restore", "export", "pull", "import", "move")
 PR_SET_PDEATHSIG = 1
 
 
@@ -62,6 +62,7 @@ VERBS = {
     "export": Verb("write stored instances to a folder, with a list of them", EXPORT_VERBS),
     "import": Verb("copy DICOM files, or the storage of Orthanc, into a store", IMPORT_VERBS),
     "pull": Verb("bring studies from another DICOMweb server", "streamsrv.tools.incoming.pull"),
+    "move": Verb("move a store to another engine, beside its servers", "streamsrv.tools.incoming.move"),
     "salvage": Verb("write instances from segments alone, without their store", "streamsrv.tools.salvage"),
     "key": Verb("make, list and revoke the keys of clients", "streamsrv.tools.keys"),
     "hook": Verb("send changes to URLs, and print the state of these hooks", "streamsrv.tools.hooks"),

@@ -390,7 +390,7 @@ def serve(settings: Settings, write: Callable[[str], None] = print) -> int:
     for remark in certificate.remarks(settings) if certificate else ():
         log.warning("%s", remark)
     with (
-        Store.lock(Path(settings.data)),
+        Store.lock(Path(settings.data), shared=settings.read_only),
         recorded(settings),
         bound_path(settings.unix_socket, settings.unix_socket_mode) as local,
     ):

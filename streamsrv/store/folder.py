@@ -20,8 +20,9 @@ ballast and reserve makes it again.
 
 Rules of this file
 - The locks are flocks on folders, because a user may remove a lock file. The one server (its supervisor) or
-  reindex locks DATA. Everything that has the store open shares a lock on DATA/segments; reindex has it alone.
-  So no forgotten worker, compaction or check goes on with an index that has been replaced.
+  reindex locks DATA; servers that only read share it. Everything that has the store open shares a lock on
+  DATA/segments; reindex has it alone. So no forgotten worker, compaction or check goes on with an index that
+  has been replaced.
 - A folder that has segments but no index is never opened: an empty index would say that nothing in them was
   committed.
 """
@@ -266,11 +267,12 @@ def require_no_index(layout: Layout) -> None:
         )
 
 
-def lock(layout: Layout, ops: FileOps) -> FolderLock:
-    """Lock the folder for one server, or for reindex. Raises StoreLocked."""
+def lock(layout: Layout, ops: FileOps, *, shared: bool = False) -> FolderLock:
+    """Lock the folder for one server, or for reindex; `shared` with others that write nothing. Raises
+    StoreLocked."""
     ops.make_folder(layout.root)
     fd = os.open(layout.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    if not _locked(fd, fcntl.LOCK_EX):
+    if not _locked(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
         owner = _holder(fd)
         os.close(fd)
         raise StoreLocked(f"{layout.root} is in use by another streamsrv process ({owner}): stop it first")

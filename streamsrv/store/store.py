@@ -43,6 +43,9 @@ from streamsrv.store.transaction import Transaction
 
 log = logging.getLogger("streamsrv.store")
 
+# The row of `about` that the target of a move has until its end.
+MOVE = "move"
+
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
@@ -57,6 +60,7 @@ class StoreOptions:
     grace: float = 3600.0  # seconds: the bytes of objects without instances stay so long
     upload_lease: float = 600.0  # seconds: an upload that is not renewed is given up
     rules_memory: int = USUAL_MEMORY  # bytes in which rules of access remember studies
+    moving: bool = False  # for the move that writes to this store
 
 
 class Store:
@@ -136,6 +140,8 @@ class Store:
             index = _index(layout, identity, options, read_only, reserve)
             held.callback(index.close)
             index.rules.limit = options.rules_memory
+            if not (read_only or options.moving):
+                require_no_move(index)
             store = cls(layout, identity, manifest, index, options, ops, read_only, reserve)
             for problem in problems(layout, store.form, manifest, index):
                 log.error("%s", problem)
@@ -145,10 +151,10 @@ class Store:
             return store
 
     @staticmethod
-    def lock(folder: Path, fileops: FileOps | None = None) -> FolderLock:
-        """Lock the folder for one server; its workers open the store without this lock. Raises
-        StoreLocked."""
-        return folders.lock(Layout(folder), fileops or FileOps())
+    def lock(folder: Path, fileops: FileOps | None = None, *, shared: bool = False) -> FolderLock:
+        """Lock the folder for one server; its workers open the store without this lock. Servers that only
+        read share a lock. Raises StoreLocked."""
+        return folders.lock(Layout(folder), fileops or FileOps(), shared=shared)
 
     def close(self) -> None:
         """Safe to call twice."""
@@ -237,6 +243,15 @@ def _index(
         )
 
     return opened() if read_only else reserve.with_room(opened)
+
+
+def require_no_move(index: Index) -> None:
+    """Raises StoreError if the store is the target of a move that has not ended."""
+    if MOVE in index.about():
+        raise StoreError(
+            "this store is the target of a move that has not ended: run `streamsrv move` with --finish, or "
+            "only read it (`serve --read-only`)"
+        )
 
 
 def opened_cluster(folder: Path, options: StoreOptions, *, read_only: bool, fileops: FileOps | None) -> Store:

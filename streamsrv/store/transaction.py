@@ -65,7 +65,8 @@ class Transaction(ABC):
         `on_duplicate` replaces that of the commit."""
 
     @abstractmethod
-    def open_record(self) -> None: ...
+    def open_record(self, original: InstanceRow | None = None) -> None:
+        """The record is a copy of `original`, if that is given: it has the same id and time."""
 
     @property
     @abstractmethod
@@ -232,6 +233,8 @@ class Duplicates:
         other = first or row
         if other is None:
             return Outcome.STORED
+        if other.record_id == new.record_id:  # it is a copy, and there already
+            return Outcome.IDENTICAL
         if on_duplicate is OnDuplicate.ACCEPT_IDENTICAL and self._identical(new, other):
             return Outcome.IDENTICAL
         if first is not None or row is None:

@@ -80,9 +80,9 @@ def describe(record):
     )
 
 
-def add(transaction, payload, window=64):
+def add(transaction, payload, window=64, original=None):
     """One record, its payload in pieces; returns what commit wants of it."""
-    transaction.open_record()
+    transaction.open_record(original)
     for at in range(0, len(payload), window * 3):
         piece = memoryview(payload)[at : at + window * 3]
         transaction.write([piece[:window], piece[window:]])

@@ -60,6 +60,8 @@ def test_exclusive(tmp_path):
             Store.lock(tmp_path)
     with Store.lock(tmp_path), open_store(tmp_path):
         pass
+    with Store.lock(tmp_path, shared=True), Store.lock(tmp_path, shared=True), pytest.raises(StoreLocked):
+        Store.lock(tmp_path)
 
 
 def test_without_its_index_a_store_is_not_opened(tmp_path):

@@ -38,7 +38,7 @@ from streamsrv.store.rows import NO_SEGMENT, SLICE_INSTANCES, InstanceKey
 from streamsrv.store.segments.leases import SegmentLease
 from streamsrv.store.segments.records import RecordFormat
 from streamsrv.store.segments.segments import Clock
-from streamsrv.store.store import Store
+from streamsrv.store.store import Store, require_no_move
 
 if TYPE_CHECKING:
     from streamsrv.store.store import StoreOptions
@@ -150,6 +150,8 @@ def open_cluster(
             grace=options.grace,
         )
         held.callback(index.close)
+        if not (read_only or options.moving):
+            require_no_move(index)
         table = ObjectTable(connections, f"{socket.gethostname()}:{os.getpid()}")
         cache = options.cache or layout.root / "cache"
         readers = ObjectCache(cache, options.cache_size, bucket, ObjectPlaces(table).find)

@@ -38,7 +38,7 @@ from streamsrv.store.objects.bucket import Bucket
 from streamsrv.store.objects.cache import ObjectCache
 from streamsrv.store.objects.writer import ObjectWriter
 from streamsrv.store.postgresql.object_table import ObjectTable
-from streamsrv.store.rows import OnDuplicate, Outcome
+from streamsrv.store.rows import InstanceRow, OnDuplicate, Outcome
 from streamsrv.store.segments.records import Record, RecordFormat
 from streamsrv.store.segments.segments import SPACE_CHECK, Clock
 from streamsrv.store.transaction import Decider, Decision, New, Transaction, slices
@@ -94,8 +94,8 @@ class ObjectTransaction(Transaction):
     def open_body(self, rule: Rule | None = None, on_duplicate: OnDuplicate | None = None) -> None:
         self._decider.open_body(self._writer.open_body(), rule, on_duplicate)
 
-    def open_record(self) -> None:
-        self._writer.open_record()
+    def open_record(self, original: InstanceRow | None = None) -> None:
+        self._writer.open_record(original)
         self._open = True
 
     @property

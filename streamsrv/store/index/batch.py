@@ -243,6 +243,12 @@ class Batch:
         del self._segments[segment]
         self._transaction.delete(segment_key(segment), db=self._handles["segments"])
 
+    def note(self, name: bytes, text: bytes) -> None:
+        if text:
+            self._put("about", name, with_sum(name, text))
+        else:
+            self._transaction.delete(name, db=self._handles["about"])
+
     # -- one instance
 
     def _check_new(self, prepared: Prepared, replaced: dict[InstanceKey, bytes]) -> bytes | None:

@@ -141,6 +141,10 @@ class Index(Reading):
         """It takes no more records. A SEAL record at its end gives a new end, and dead bytes."""
         self._writer.submit(lambda batch: batch.seal(segment, committed_end, dead_bytes))
 
+    def note(self, name: str, text: str) -> None:
+        """Write a row of `about`; an empty text removes it."""
+        self._writer.submit(lambda batch: batch.note(name.encode(), text.encode()))
+
     def drop_segment(self, segment: int) -> None:
         """Raises StoreError while instances live in it."""
         self._writer.submit(lambda batch: batch.drop_segment(segment))

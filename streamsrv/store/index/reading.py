@@ -154,14 +154,18 @@ class Reading:
         """Like `packed`, with the rows unpacked."""
         return [unpacked(row) for row in self.packed(study, series, instance, after=after, limit=limit)]
 
-    def rows(self, after: InstanceKey | None = None, limit: int = ROWS_A_BATCH) -> list[InstanceRow]:
+    def page(self, after: InstanceKey | None = None, limit: int = ROWS_A_BATCH) -> list[PackedRow]:
         """Pages through all instances, in key order."""
-        return [unpacked(row) for row in self._page(b"", after, limit)]
+        return self._page(b"", after, limit)
+
+    def rows(self, after: InstanceKey | None = None, limit: int = ROWS_A_BATCH) -> list[InstanceRow]:
+        """Like `page`, with the rows unpacked."""
+        return [unpacked(row) for row in self.page(after, limit)]
 
     def instances_in(self, segments: Collection[int]) -> Iterator[InstanceRow]:
         """The instances in these segments, found by reading the whole index."""
         after: InstanceKey | None = None
-        while page := self._page(b"", after, ROWS_A_BATCH):
+        while page := self.page(after):
             after = split_triple(page[-1][0])
             for key, value in page:
                 if segment_in(value) in segments:

@@ -68,6 +68,7 @@ def reindex(folder: Path, derive: Derive, *, fileops: FileOps | None = None) -> 
             old = OldIndex.open(layout.index, form.fingerprint)
         if old is not None:
             held.enter_context(closing(old))
+            old.require_no_move()
         builder = _Builder(Sources(layout, form, ops, derive, slots, old), manifest)
         held.enter_context(closing(builder.scan))
         return builder.run(headers)

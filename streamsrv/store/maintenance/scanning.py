@@ -59,6 +59,7 @@ from streamsrv.store.segments.records import (
     unpack_ids,
 )
 from streamsrv.store.segments.verifying import digest_of
+from streamsrv.store.store import require_no_move
 
 FOREIGN = 2  # exit code of the child
 ENTRIES_AT_ONCE = 10_000
@@ -88,6 +89,10 @@ class OldIndex:
 
     def close(self) -> None:
         self._index.close()
+
+    def require_no_move(self) -> None:
+        """Raises StoreError if its store is the target of a move that has not ended."""
+        require_no_move(self._index)
 
     def end(self, segment: int) -> int:
         """Its committed end, 0 for an unknown segment."""

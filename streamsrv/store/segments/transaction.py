@@ -29,7 +29,7 @@ from streamsrv.query.rules import Rule
 from streamsrv.store import failpoints
 from streamsrv.store.fileops import Buffer
 from streamsrv.store.index import Index
-from streamsrv.store.rows import Location, OnDuplicate, Outcome
+from streamsrv.store.rows import InstanceRow, Location, OnDuplicate, Outcome
 from streamsrv.store.segments.leases import Readers
 from streamsrv.store.segments.records import (
     HEADER,
@@ -59,6 +59,7 @@ class SegmentTransaction(Transaction):
         self._gathered: list[Buffer] = []  # written by the next `write`
         self._gathered_length = 0
         self._digest = PayloadDigest()
+        self._original: InstanceRow | None = None  # of the open record
         self._lost: dict[int, int] = {}  # end -> begin of ranges that were dropped or refused
 
     # Receiving
@@ -74,11 +75,12 @@ class SegmentTransaction(Transaction):
         self._body = self._number
         self._decider.open_body(self._body, rule, on_duplicate)
 
-    def open_record(self) -> None:
+    def open_record(self, original: InstanceRow | None = None) -> None:
         if self._open_at >= 0:
             raise StoreError("a record is open already")
         self._open_at = self.end
         self._number += 1
+        self._original = original
         header = RecordHeader(RecordKind.PENDING, self._record_id(), 0, 0, NO_DIGEST, self._segment.committed)
         self._gathered.append(self._form.pack(header, self._segment.segment, self._open_at))
         self._gathered_length += HEADER
@@ -89,6 +91,8 @@ class SegmentTransaction(Transaction):
         return self._segment.end + self._gathered_length
 
     def _record_id(self) -> bytes:
+        if self._original is not None:
+            return self._original.record_id
         return self._nonce + self._number.to_bytes(16 - NONCE, "big")
 
     def gather(self, piece: Buffer) -> None:
@@ -123,7 +127,7 @@ class SegmentTransaction(Transaction):
             location,
             self._record_id(),
             self._digest.digest(),
-            self._segment.clock.now(),
+            self._original.stored_at if self._original else self._segment.clock.now(),
             self._body,
         )
 

@@ -1,1 +1,1 @@
-"""Verbs that bring instances into a store: from another server, from files."""
+"""Verbs that bring instances into a store: from another server, from files, from another store."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 FAILED = "failed"
 MOST_FAULTS = 1_000  # that are kept for JSON
@@ -46,12 +46,12 @@ class RunReport:
         counts = "  ".join(f"{count:,} {name}" for name, count in self._counts.items() if count)
         return f"{counts}  {self._bytes / 1e6:,.0f} MB"
 
-    def print(self, *, as_json: bool, quiet: bool) -> int:
-        """Prints the summary; returns the exit code."""
+    def print(self, *, as_json: bool, quiet: bool, more: Mapping[str, object] | None = None) -> int:
+        """Prints the summary, as JSON with `more`; returns the exit code."""
         counts = {**self._counts, "bytes": self._bytes}
         failed = self._counts[FAILED]
         if as_json:
-            print(json.dumps({"ok": not failed, **counts, "failures": self._faults}))
+            print(json.dumps({"ok": not failed, **counts, **(more or {}), "failures": self._faults}))
         elif not quiet or failed:
             print(", ".join(f"{count} {name}" for name, count in counts.items()))
         return 1 if failed else 0

@@ -12,7 +12,16 @@ from streamsrv.query.attributes import BY_TAG, Level
 from streamsrv.query.budget import Budget
 from streamsrv.query.conditions import query_of
 from streamsrv.query.values import normal_forms
-from streamsrv.store import ChangeKind, DamagedRecord, Index, Location, OnDuplicate, Store, Transaction
+from streamsrv.store import (
+    ChangeKind,
+    DamagedRecord,
+    Index,
+    Location,
+    OnDuplicate,
+    Store,
+    Transaction,
+    unpacked,
+)
 
 KEYS = [key_of(study, series, instance) for study in (1, 2) for series in (1, 2) for instance in (1, 2)]
 # Calls of one engine's maintenance, and of its opening.
@@ -56,6 +65,7 @@ def test_pages_are_in_key_order_and_continue_behind_a_key(index, view):
     rest = view.lookup("1.1", after=first[-1].key)
     assert [row.key for row in first + rest] == [KEYS[0], KEYS[1], KEYS[3]]
     assert [row.key for row in view.rows(after=KEYS[5])] == KEYS[6:]
+    assert list(map(unpacked, view.page(after=KEYS[5]))) == view.rows(after=KEYS[5])
     assert view.packed(*KEYS[0], after=KEYS[0]) == []
     segments = {row.location.segment for row in view.rows()}
     assert list(view.instances_in(segments)) == view.rows()
@@ -199,6 +209,15 @@ def test_the_register_of_damage(index, view):
     assert view.instance(KEYS[0])[0].damaged
     assert index.forget_damage([row.record_id]) == 1
     assert view.damage() == []
+
+
+def test_a_note_is_a_row_about_the_index(index, view):
+    before = view.about()
+    index.note("move", "a note")
+    assert view.about() == before | {"move": "a note"}
+    for _ in range(2):
+        index.note("move", "")
+        assert view.about() == before
 
 
 def test_catching_up_changes_nothing_where_no_writer_died(index, view):

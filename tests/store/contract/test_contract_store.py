@@ -115,6 +115,22 @@ def test_records_can_be_read_dropped_and_taken_back_before_the_commit(store):
     assert get(store, KEYS[0]) == payload_of(KEYS[0])
 
 
+def test_a_copy_has_the_id_and_the_time_of_its_original_and_is_stored_once(store, other):
+    put(store, payload_of(KEYS[0]))
+    (row,) = store.lookup(*KEYS[0])
+    original = row._replace(record_id=b"r" * 16, stored_at=1234)
+    for outcome in (STORED, IDENTICAL):
+        transaction = store.begin()
+        pairs = [add(transaction, payload_of(KEYS[1]), original=original)]
+        pairs.append(add(transaction, payload_of(KEYS[2])))
+        assert transaction.commit(pairs, OnDuplicate.REPLACE)[0] is outcome
+    (copy,), (new,) = other.lookup(*KEYS[1]), other.lookup(*KEYS[2])
+    assert (copy.record_id, copy.stored_at) == (original.record_id, 1234)
+    assert new.record_id != copy.record_id
+    assert new.stored_at > row.stored_at
+    assert get(store, KEYS[1]) == payload_of(KEYS[1])
+
+
 def test_an_open_record_cannot_be_committed(store):
     transaction = store.begin()
     transaction.open_record()

@@ -1,0 +1,1 @@
+"""Moving a store to another engine. Each verb imports its module."""
