@@ -21,7 +21,7 @@ from streamsrv.errors import InstanceError, SegmentGone, ServerError, StoreError
 from streamsrv.store.maintenance.check import Derive
 from streamsrv.store.maintenance.scanning import OldIndex
 from streamsrv.store.rows import InstanceKey, InstanceRow, NewInstance, OnDuplicate
-from streamsrv.store.segments.records import HEADER, Record
+from streamsrv.store.segments.records import Record
 from streamsrv.store.segments.verifying import (
     MISSING_SEGMENT,
     SHORT_SEGMENT,
@@ -145,14 +145,12 @@ class InstanceCopier:
         transaction.open_record(row)
         segment, offset, length = row.location
         with self._source.open_segments([segment]) as lease:
-            fd = lease.fd(segment)
-            for begin, size in lease.windows(segment, offset, length):
+            for fd, begin, size in lease.windows(segment, offset, length):
                 self._write(transaction, fd, begin, begin + size)
             record = transaction.close_record()
             is_damaged = record.digest != row.digest
             if is_damaged:  # or the row is wrong
-                lease.ensure(segment, offset - HEADER, HEADER)
-                header = header_of(self._source.form, fd, row)
+                header = header_of(self._source.form, lease, row)
                 is_damaged = header is None or header.digest != record.digest
         if is_damaged:
             record.digest = row.digest
