@@ -116,12 +116,22 @@ def opened_target(settings: Settings, held: contextlib.ExitStack) -> Store:
     """For this process alone. Raises StoreLocked."""
     folder, options = Path(settings.data), replace(store_options(settings), moving=True)
     if not settings.segments:
-        held.callback(lambda: folder.is_dir() and hand_over(folder, folder))
+        held.enter_context(handed_over(folder))
     store = held.enter_context(Store.open(folder, options, exclusive=not settings.segments))
     if settings.segments:
         cluster: Any = store
         held.enter_context(cluster.rooms.table.alone())
     return store
+
+
+@contextlib.contextmanager
+def handed_over(folder: Path) -> Iterator[None]:
+    """Its files belong to its owner afterwards."""
+    try:
+        yield
+    finally:
+        if folder.is_dir():
+            hand_over(folder, folder)
 
 
 @contextlib.contextmanager
