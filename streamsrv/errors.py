@@ -7,7 +7,8 @@
     |   |-- Unauthorized             401  no valid credentials; `reason` is for the log
     |   |   |-- KeysPending          401  the keys of the issuer are being fetched: ask once more
     |   |   |   |-- KeysMissing      503  no key of the issuer was ever fetched, with Retry-After
-    |   |   |   `-- RenewalPending   401  a session is being renewed: ask once more
+    |   |   |   |-- RenewalPending   401  a session is being renewed: ask once more
+    |   |   |   `-- GrantPending     503  a key or session has to be looked up: ask once more
     |   |   `-- PinRequired          401  a share link needs its PIN
     |   |-- Forbidden                403  not allowed: Host not expected, store is read-only
     |   |-- NotFound                 404  there is no such resource
@@ -111,6 +112,14 @@ class KeysMissing(KeysPending):
 
 class RenewalPending(KeysPending):
     """The session of a browser is being renewed at the issuer."""
+
+
+class GrantPending(KeysPending):
+    """A key or session is being looked up in the database: the same request may succeed in a moment."""
+
+    status = 503
+    title = "Service Unavailable"
+    retry_after = 1  # seconds
 
 
 class PinRequired(Unauthorized):

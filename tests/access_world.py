@@ -27,6 +27,11 @@ def file_of(made):
     return file.getvalue()
 
 
+def files_of(grants, kind=""):
+    """The paths of the grants in a folder."""
+    return [grants.documents.path_of(name) for name in grants.names(kind)]
+
+
 def within(*words, code=0):
     """As `command`, in this process, which takes less time. Returns its standard output."""
     with contextlib.redirect_stdout(io.StringIO()) as output:

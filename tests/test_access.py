@@ -16,7 +16,7 @@ from live_server import start_server
 from streamsrv.cli import main
 from streamsrv.config import SettingsError
 from streamsrv.settings import Settings
-from streamsrv.web.access.grants import KEY, Grants, digest_of
+from streamsrv.web.access.grants import KEY, grants_in
 from streamsrv.web.access.policy import check_start, needs_principal, remarks
 
 FRAME = f"/v2/studies/{CT_STUDY}/series/{CT_SERIES}/instances/{CT_INSTANCES[0]}/frames/1"
@@ -171,7 +171,7 @@ def test_rights_that_change_while_hot_hold_on_each_worker(site, hot):
 def test_a_key_that_ends_while_hot_is_401_at_the_next_request(site, hot):
     began = time.time()
     viewer = hot("--expires", "4s", name="ends")
-    end = Grants(site.server.data).named(KEY, "ends").until
+    end = grants_in(site.server.data).named(KEY, "ends").until
     assert began < time.time() < end
     time.sleep(max(0, end - time.time()))
     assert viewer.statuses() == {401}
@@ -249,7 +249,7 @@ def test_no_secret_and_no_reason_leaves_the_server(site, reader):
 def test_a_damaged_file_closes_the_door_and_is_named(site):
     key = site.key("rots", "search,read")
     assert site.ask(**bearer(key)).status == 200
-    path = Grants(site.server.data).path_of(KEY, digest_of(key))
+    path = site.server.data / "access" / grants_in(site.server.data).named(KEY, "rots").file
     path.write_bytes(path.read_bytes().replace(b"read", b"raed"))
     deadline = time.monotonic() + WITHIN
     while {site.ask(**bearer(key)).status for _ in range(6)} != {401}:
@@ -310,7 +310,7 @@ def test_a_secret_of_the_issuer_that_everyone_can_read_is_mentioned(tmp_path, mo
 
 
 def test_others_lose_the_folder_when_the_server_starts(tmp_path, caplog):
-    folder = Grants(tmp_path).folder
+    folder = grants_in(tmp_path).documents.folder
     folder.mkdir()
     for mode, warns in ((0o750, False), (0o777, True)):
         folder.chmod(mode)

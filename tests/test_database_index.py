@@ -146,7 +146,7 @@ def test_the_verbs_that_look_after_a_store(server, client, url, tmp_path, monkey
     assert verb("backup", *where, str(tmp_path / "backup"))[0] == 0
     assert verb("restore", "--data", str(tmp_path / "restored"), str(tmp_path / "backup"))[0] == 0
     assert "instances: 11" in verb("info", "--data", str(tmp_path / "restored"))[1]
-    assert verb("migrate-index", "--index", url) == (0, "the index has layout 1: nothing was changed\n")
+    assert verb("migrate-index", "--index", url) == (0, "the index has layout 2: nothing was changed\n")
     monkeypatch.setenv("STREAMSRV_INDEX", url)
     code, said = verb("reindex", "--data", str(server.data))
     assert (code, "names a database" in said) == (2, True)

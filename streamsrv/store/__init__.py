@@ -4,6 +4,18 @@ Other rooms import these names and nothing else of it. The verbs and the scrub p
 of maintenance/, which a worker does not load.
 """
 
+from streamsrv.store.documents import (
+    ChangedTexts,
+    DocumentChange,
+    DocumentDamaged,
+    Documents,
+    FolderDocuments,
+    Lease,
+    LeaseLost,
+    NamedText,
+    WatchedDocuments,
+    make_private,
+)
 from streamsrv.store.fileops import Buffer, write_all
 from streamsrv.store.index import (
     LEVELS,
@@ -48,5 +60,5 @@ from streamsrv.store.rows import (
 from streamsrv.store.segments.leases import Fetcher, FileRange, SegmentLease
 from streamsrv.store.segments.records import Record
 from streamsrv.store.segments.verifying import MISSING_SEGMENT, damaged_record, refusal
-from streamsrv.store.store import Store, StoreOptions, migrate_index
+from streamsrv.store.store import Store, StoreOptions, migrate_index, open_documents
 from streamsrv.store.transaction import Transaction

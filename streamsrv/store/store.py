@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 from streamsrv.errors import Forbidden, StoreCorrupt, StoreError
 from streamsrv.query.rules import Rule
 from streamsrv.store import folder as folders
+from streamsrv.store.documents import Documents, FolderDocuments
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.folder import FolderLock, Identity, Layout, Reserve
 from streamsrv.store.index import USUAL_MEMORY, Index
@@ -271,6 +272,16 @@ def migrate_index(url: str) -> tuple[int, int]:
     and after. Raises StoreError."""
     before, after = _postgresql().migrate(url)
     return before, after
+
+
+def open_documents(kind: str, data: Path, index: str = "", segments: str = "") -> Documents:
+    """The documents of one kind: in `data`, the folder of the store, or in the database of a cluster. Raises
+    StoreError."""
+    if not index or not segments:
+        return FolderDocuments(data / kind)
+    room = _optional("streamsrv.store.postgresql.documents", "a cluster")
+    opened: Documents = room.DatabaseDocuments(index, kind)
+    return opened
 
 
 def _postgresql() -> Any:

@@ -17,7 +17,7 @@ from streamsrv.store.maintenance.check import Finding, Severity, error
 from streamsrv.tools.audit import record
 from streamsrv.tools.ownership import hand_over
 from streamsrv.web.access.grants import FOLDER as ACCESS
-from streamsrv.web.access.grants import KEY, GrantDamaged, Grants
+from streamsrv.web.access.grants import KEY, GrantDamaged, grants_in
 
 KINDS = (KEY, "share")  # of grants: sessions of browsers are left out
 TRAIL = "audit"
@@ -52,7 +52,7 @@ def _bring_back_trail(source: Path, target: Path) -> None:
 
 def faults(folder: Path) -> Iterator[Finding]:
     """Yields the damage to these in the folder of a backup."""
-    for grant in Grants(folder).all():
+    for grant in grants_in(folder).all():
         if isinstance(grant, GrantDamaged):
             yield error(ACCESS, grant.detail)
     yield from map(_hook_fault, Hooks(folder).unreadable())
@@ -62,8 +62,8 @@ def faults(folder: Path) -> Iterator[Finding]:
 
 
 def _grants(source: Path, target: Path) -> list[Finding]:
-    grants, others = Grants(source), Grants(target)
-    if not grants.paths() and not others.paths():
+    grants, others = grants_in(source), grants_in(target)
+    if not grants.names() and not others.names():
         return []
     return [error(ACCESS, each.detail) for each in grants.copy_to(others, KINDS)]
 

@@ -1,14 +1,15 @@
 """The verb `key`: makes, lists and revokes the keys of a store, beside a running server.
 
-The key itself is printed once and kept nowhere: DATA/access/ has its digest only.
+The key itself is printed once and kept nowhere: its digest is in DATA/access/, or in the database of a
+cluster, where all nodes see it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -19,12 +20,23 @@ from typing import Any
 from streamsrv.audit.entries import Event
 from streamsrv.config import SettingsError, add_config_argument, seconds_of, settings_of
 from streamsrv.errors import StreamsrvError
-from streamsrv.options import audit_folder
+from streamsrv.options import audit_folder, store_options
 from streamsrv.query.rules import Rule, rule_of
 from streamsrv.settings import Settings
+from streamsrv.store import Store
 from streamsrv.tools.audit import record
 from streamsrv.tools.ownership import hand_over
-from streamsrv.web.access.grants import FOLDER, KEY, Grant, GrantDamaged, Grants, digest_of, is_name, new_key
+from streamsrv.web.access.grants import (
+    FOLDER,
+    KEY,
+    Grant,
+    GrantDamaged,
+    Grants,
+    digest_of,
+    grants_of,
+    is_name,
+    new_key,
+)
 from streamsrv.web.access.principal import ALL_RIGHTS, Right, named_rights, rights_from
 
 IDENTITY = "store.toml"
@@ -109,19 +121,21 @@ def _date(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     settings = settings_of(args)
-    actions: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
+    actions: dict[str, Callable[[argparse.Namespace, Settings, Grants], int]] = {
         "add": run_add,
         "change": run_change,
         "list": run_list,
         "revoke": run_revoke,
     }
-    code = actions[args.action](args, settings)
+    grants = grants_of(settings)
+    with contextlib.closing(grants.documents):
+        code = actions[args.action](args, settings, grants)
     if args.action != "list":
         record(audit_folder(settings), Event.RIGHTS_CHANGED, detail=f"key {args.action} {args.name}")
     return code
 
 
-def run_add(args: argparse.Namespace, settings: Settings) -> int:
+def run_add(args: argparse.Namespace, settings: Settings, grants: Grants) -> int:
     """Raises StreamsrvError if the folder is neither a store nor empty, or the name is taken."""
     if not is_name(args.name):
         raise SettingsError(
@@ -131,28 +145,35 @@ def run_add(args: argparse.Namespace, settings: Settings) -> int:
     data = Path(settings.data)
     if not is_store(settings):
         raise StreamsrvError(f"{data} is neither the folder of a store nor an empty folder")
-    grants, key, rule = Grants(data), new_key(), _rule(args)
+    found_cluster(settings, grants)
+    key, rule = new_key(), _rule(args)
     until = math.inf if args.expires is None else args.expires
-    with grants.changing():
+    with grants.changing() as change:
         if grants.named(KEY, args.name) is not None:
             raise StreamsrvError(f"there is a key {args.name!r} already: revoke it, or take another name")
-        grants.write(Grant(KEY, args.name, digest_of(key), args.rights, rule, time.time(), until))
-        hand_over(data, grants.folder)
+        change.write(Grant(KEY, args.name, digest_of(key), args.rights, rule, time.time(), until))
+        hand_over(data, grants.documents.folder)
     print(key)
     return 0
+
+
+def found_cluster(settings: Settings, grants: Grants) -> None:
+    """Makes the store of a cluster, if there is none: a node may need a key before it starts."""
+    if not grants.documents.exist():
+        with Store.open(Path(settings.data), store_options(settings)):
+            pass
 
 
 def _rule(args: argparse.Namespace) -> Rule | None:
     return rule_of(args.where, args.study) if args.where or args.study else None
 
 
-def run_change(args: argparse.Namespace, settings: Settings) -> int:
-    data = Path(settings.data)
-    grants, rule = Grants(data), _rule(args)
+def run_change(args: argparse.Namespace, settings: Settings, grants: Grants) -> int:
+    rule = _rule(args)
     if args.all_studies and rule is not None:
         raise SettingsError("--all-studies excludes --where and --study")
     _existing(grants, args.name)
-    with grants.changing():
+    with grants.changing() as change:
         grant = _existing(grants, args.name)
         if args.rights is not None:
             grant = grant._replace(rights=args.rights)
@@ -160,33 +181,32 @@ def run_change(args: argparse.Namespace, settings: Settings) -> int:
             grant = grant._replace(until=args.expires)
         if rule is not None or args.all_studies:
             grant = grant._replace(rule=rule)
-        grants.write(grant)
-        hand_over(data, grants.folder)
+        change.write(grant)
+        hand_over(Path(settings.data), grants.documents.folder)
     return 0
 
 
 def _existing(grants: Grants, name: str) -> Grant:
     found = grants.named(KEY, name)
     if found is None:
-        raise StreamsrvError(f"there is no key {name!r} in {grants.folder}")
+        raise StreamsrvError(f"there is no key {name!r} in {grants.documents.where}")
     return found
 
 
 def is_store(settings: Settings) -> bool:
-    """Whether the folder is that of a store or of a node, or can become one when a server starts."""
+    """Whether the settings name a cluster, or a folder that is a store or can become one when a server
+    starts."""
     data = Path(settings.data)
-    return data.is_dir() and (
-        bool(settings.segments)
-        or (data / IDENTITY).exists()
-        or {each.name for each in data.iterdir()} <= {FOLDER}
+    return bool(settings.segments) or (
+        data.is_dir() and ((data / IDENTITY).exists() or {each.name for each in data.iterdir()} <= {FOLDER})
     )
 
 
-def run_list(args: argparse.Namespace, settings: Settings) -> int:
+def run_list(args: argparse.Namespace, settings: Settings, grants: Grants) -> int:
     """Exit code 1 if a file is damaged."""
-    found = list(Grants(Path(settings.data)).all(KEY))
-    grants = sorted((each for each in found if isinstance(each, Grant)), key=lambda grant: grant.name)
-    keys = [_described(each) for each in grants]
+    found = list(grants.all(KEY))
+    known = sorted((each for each in found if isinstance(each, Grant)), key=lambda grant: grant.name)
+    keys = [_described(each) for each in known]
     if args.json:
         print(json.dumps(keys))
     else:
@@ -212,11 +232,10 @@ def _time(seconds: float) -> str:
     return "never" if math.isinf(seconds) else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-def run_revoke(args: argparse.Namespace, settings: Settings) -> int:
-    grants = Grants(Path(settings.data))
+def run_revoke(args: argparse.Namespace, settings: Settings, grants: Grants) -> int:
     _existing(grants, args.name)
-    with grants.changing():
-        os.unlink(grants.folder / _existing(grants, args.name).file)
+    with grants.changing() as change:
+        change.remove(_existing(grants, args.name))
     return 0
 
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def hand_over(data: Path, folder: Path) -> None:
-    """Gives the folder and its files to the owner of `data`, if this process is root."""
+def hand_over(data: Path, folder: Path | None) -> None:
+    """Gives the folder, if there is one, and its files to the owner of `data`, if this process is root."""
     owner = os.stat(data)
-    if os.geteuid() == 0 and owner.st_uid != 0:
+    if folder is not None and os.geteuid() == 0 and owner.st_uid != 0:
         for each in (folder, *folder.rglob("*")):
             os.chown(each, owner.st_uid, owner.st_gid, follow_symlinks=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -18,7 +19,7 @@ from streamsrv.tools.keys import add_place, end_of, is_store
 from streamsrv.tools.ownership import hand_over
 from streamsrv.web.access.browser.shares import Shares, share_url
 from streamsrv.web.access.browser.sign_in import described
-from streamsrv.web.access.grants import Grant, Grants
+from streamsrv.web.access.grants import Grant, Grants, grants_of
 from streamsrv.wire.resources import uid_of
 
 USUAL_SECONDS = 7 * 86_400
@@ -44,7 +45,13 @@ def run(args: argparse.Namespace) -> int:
     data = Path(settings.data)
     if not is_store(settings):
         raise StreamsrvError(f"{data} is neither the folder of a store nor an empty folder")
-    shares = Shares(Grants(data))
+    grants = grants_of(settings)
+    with contextlib.closing(grants.documents):
+        return _run(args, settings, grants)
+
+
+def _run(args: argparse.Namespace, settings: Settings, grants: Grants) -> int:
+    shares = Shares(grants)
     if args.study:
         try:
             uid_of(args.study, "study")
@@ -66,14 +73,14 @@ def run(args: argparse.Namespace) -> int:
         return _list(shares.all(args.study, args.by), as_json=args.json)
     if not args.study:
         raise SettingsError("share needs the UID of a study, --list, --revoke ID or --revoke-all")
-    code = _share(shares, data, settings, args)
+    code = _share(shares, grants, settings, args)
     record(audit_folder(settings), Event.RIGHTS_CHANGED, args.study, "share")
     return code
 
 
-def _share(shares: Shares, data: Path, settings: Settings, args: argparse.Namespace) -> int:
+def _share(shares: Shares, grants: Grants, settings: Settings, args: argparse.Namespace) -> int:
     made = shares.make(args.study, args.expires or time.time() + USUAL_SECONDS, pin=args.pin)
-    hand_over(data, Grants(data).folder)
+    hand_over(Path(settings.data), grants.documents.folder)
     url = share_url((args.url or address_of(settings)).rstrip("/"), made.secret)
     if args.json:
         print(json.dumps(described(made.grant) | {"url": url} | ({"pin": made.pin} if args.pin else {})))

@@ -38,6 +38,7 @@ from streamsrv.settings import Settings
 from streamsrv.web import describe, health
 from streamsrv.web.access.access import REFRESH, Access, WayIn
 from streamsrv.web.access.browser.sign_in import SignIn
+from streamsrv.web.access.grants import grants_of
 from streamsrv.web.access.principal import CHANGING, Right, named_rights, needed_rights
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import (
@@ -156,8 +157,9 @@ class App:
         self._actions = actions
         self._hosts = Hosts(settings, port)
         self._cors = Cors(settings)
-        self.access = Access(settings, ways)
-        self._sign_in = SignIn(settings, began=audit.signed_in if audit else None)
+        grants = grants_of(settings)
+        self.access = Access(settings, ways, grants=grants)
+        self._sign_in = SignIn(settings, began=audit.signed_in if audit else None, grants=grants)
         self._issuer = self._issuer_of(login)
         self._streams = EventStreams(self.pool)
         self._viewer = Viewer(settings)
@@ -191,7 +193,7 @@ class App:
             self._sign_in.grants,
             self._sign_in.sessions,
             self.pool,
-            self.access.refresh,
+            self.access.grant_changed,
             self._sign_in.began,
         )
         self.access.renew_with(issuer)
@@ -488,5 +490,7 @@ class App:
         self.access_log.flush()
         self.batches.close()
         self.pool.shutdown(wait=True)
+        self.access.close()
+        self._sign_in.grants.documents.close()
         if self._issuer is not None:
             self._issuer.close()

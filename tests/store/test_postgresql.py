@@ -507,10 +507,10 @@ def test_a_reader_makes_no_tables(url):
 
 
 def test_layouts(url, index, database_server, memory):
-    assert migrate(url) == (1, 1)
-    database_server.sql(f"UPDATE of_{memory.name}.head SET layout = 2")
+    assert migrate(url) == (2, 2)
+    database_server.sql(f"UPDATE of_{memory.name}.head SET layout = 3")
     for call in (open_index, migrate):
-        with pytest.raises(StoreError, match="layout 2, and this program knows only up to 1"):
+        with pytest.raises(StoreError, match="layout 3, and this program knows only up to 2"):
             call(url)
     database_server.sql(f"UPDATE of_{memory.name}.head SET layout = 0")
     with pytest.raises(StoreError, match="migrate-index"):

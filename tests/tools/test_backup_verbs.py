@@ -8,6 +8,7 @@ import json
 import os
 
 import pytest
+from access_world import files_of
 from live_server import start_server
 from small_client import Client, file_of, key_of
 
@@ -18,7 +19,7 @@ from streamsrv.audit.trail import Trail, TrailLimits
 from streamsrv.cli import FAILED, LOCKED, USAGE, main
 from streamsrv.events.hooks import Hooks, HookState
 from streamsrv.tools.progress import ProgressLine
-from streamsrv.web.access.grants import KEY, Grants
+from streamsrv.web.access.grants import KEY, grants_in
 
 
 @pytest.fixture(scope="module")
@@ -60,20 +61,20 @@ def test_a_backup_has_the_keys_and_no_sessions(data, tmp_path, capsys):
     target, new = tmp_path / "backup", tmp_path / "new"
     for name in ("ann", "bob"):
         assert run(capsys, "key", "add", name, "--data", data, "--rights", "read")[0] == 0
-    grants = Grants(data)
+    grants = grants_in(data)
     ann = grants.named(KEY, "ann")
-    with grants.changing():
-        grants.write(ann._replace(kind="session"))
+    with grants.changing() as change:
+        change.write(ann._replace(kind="session"))
     assert run(capsys, "backup", target, "--data", data)[0] == 0
     assert run(capsys, "key", "revoke", "bob", "--data", data)[0] == 0
     assert run(capsys, "backup", target, "--data", data)[0] == 0
     assert run(capsys, "restore", target, "--data", new)[0] == 0
-    assert list(Grants(new).all()) == [ann]
-    assert {path.stat().st_mode & 0o777 for path in Grants(new).paths()} == {0o600}
-    Grants(target).paths()[0].write_bytes(b"damaged")
+    assert list(grants_in(new).all()) == [ann]
+    assert {path.stat().st_mode & 0o777 for path in files_of(grants_in(new))} == {0o600}
+    files_of(grants_in(target))[0].write_bytes(b"damaged")
     code, said = run(capsys, "backup", "--verify", target)
     assert (code, "1 errors" in said) == (FAILED, True)
-    for path in grants.paths():
+    for path in files_of(grants):
         path.unlink()
 
 

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from access_world import files_of
 from web_world import settings_of
 
 from streamsrv.errors import RenewalPending, Unauthorized
@@ -10,7 +11,7 @@ from streamsrv.query.rules import Rule
 from streamsrv.web.access.access import Access
 from streamsrv.web.access.browser.sessions import Sessions
 from streamsrv.web.access.browser.sign_in import SignIn
-from streamsrv.web.access.grants import Grants
+from streamsrv.web.access.grants import grants_in
 from streamsrv.web.access.principal import ALL_RIGHTS, CHANGING, Principal, Right
 from streamsrv.web.client_certificate import ClientCertificate
 from streamsrv.web.head import Head
@@ -67,7 +68,7 @@ def test_callers_are_asked_again_if_changes_cannot_be_looked_for(tmp_path):
 
 def session_of(access, data, **ends):
     """The head of a request with the session of an issuer's user."""
-    grants = Grants(data)
+    grants = grants_in(data)
     sessions = Sessions(grants, grants.find, 1000.0, lambda: 100.0)
     secret = sessions.begin_as(Principal("oidc:anna", ALL_RIGHTS), "Anna", lambda secret: ends)
     headers = {"cookie": f"__Host-streamsrv={secret}", "sec-fetch-site": "same-origin"}
@@ -109,4 +110,4 @@ def test_a_key_that_was_revoked_a_moment_ago_makes_no_link(tmp_path, rule):
     with pytest.raises(Unauthorized) as refusal:
         sign_in.share(caller, "1.2", {})
     assert "revoked" in refusal.value.reason
-    assert sign_in.grants.paths() == []
+    assert files_of(sign_in.grants) == []

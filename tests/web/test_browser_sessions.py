@@ -1,10 +1,11 @@
 """Sessions and share links as time passes, with a clock of the test; cookies of each address."""
 
-import fcntl
 import hmac
+import json
 import os
 
 import pytest
+from access_world import files_of
 from web_world import settings_of
 
 from streamsrv.errors import Forbidden, TooManyRequests
@@ -21,7 +22,7 @@ from streamsrv.web.access.browser.shares import (
     share_url,
     waiting,
 )
-from streamsrv.web.access.grants import KEY, Grant, Grants, digest_of, new_key
+from streamsrv.web.access.grants import KEY, Grant, digest_of, grants_in, new_key
 from streamsrv.web.access.principal import ALL_RIGHTS, Principal, Right
 from streamsrv.web.head import Head
 from streamsrv.web.hosts import Caller
@@ -38,14 +39,14 @@ def settings(tmp_path):
 class Passing:
     def __init__(self, data):
         self.now = 1_900_000_000.0
-        self.grants = Grants(data)
+        self.grants = grants_in(data)
         self.sessions = Sessions(self.grants, self.grants.find, DAY / 2, lambda: self.now)
         self.shares = Shares(self.grants, lambda: self.now)
 
     def key(self, until):
         key = new_key()
-        with self.grants.changing():
-            self.grants.write(Grant(KEY, "anna", digest_of(key), ALL_RIGHTS, None, self.now, until))
+        with self.grants.changing() as change:
+            change.write(Grant(KEY, "anna", digest_of(key), ALL_RIGHTS, None, self.now, until))
         return self.grants.find(KEY, digest_of(key))
 
     def principal(self, secret, method="GET", **headers):
@@ -54,7 +55,7 @@ class Passing:
         return self.sessions.principal(head, Caller(BASE, "127.0.0.1", "127.0.0.1"))
 
     def files(self, kind):
-        return len(self.grants.paths(kind))
+        return len(files_of(self.grants, kind))
 
 
 @pytest.fixture
@@ -129,28 +130,16 @@ def test_a_try_is_on_the_disk_before_its_pin_is_compared(time, monkeypatch):
     made, done = time.shares.make("1.2", time.now + DAY, pin=True).grant, []
     compare, sync = hmac.compare_digest, os.fsync
 
-    def size(fd):
-        done.append(os.fstat(fd).st_size)
-        sync(fd)
-
-    monkeypatch.setattr(os, "fsync", size)
-    monkeypatch.setattr(hmac, "compare_digest", lambda *texts: done.append("compared") or compare(*texts))
-    for _ in range(2):
-        time.shares.check_pin(made, "x")
-    assert done == [1, "compared", 2, "compared"]
-
-
-def test_tries_of_one_link_are_made_one_after_the_other(time, monkeypatch):
-    made, compare = time.shares.make("1.2", time.now + DAY, pin=True).grant, hmac.compare_digest
-
-    def locked(*texts):
-        (path,) = time.grants.folder.glob("*.tries")
-        with path.open("rb") as other, pytest.raises(BlockingIOError):
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    def compared(*texts):
+        (tries,) = time.grants.documents.all("share-", ".tries")
+        done.append(json.loads(tries.text)["used"])
         return compare(*texts)
 
-    monkeypatch.setattr(hmac, "compare_digest", locked)
-    assert not time.shares.check_pin(made, "x")
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append("synced"), sync(fd)))
+    monkeypatch.setattr(hmac, "compare_digest", compared)
+    for _ in range(2):
+        time.shares.check_pin(made, "x")
+    assert done == ["synced", "synced", 1, "synced", "synced", 2]
 
 
 @pytest.mark.parametrize("rights", [Right.SEARCH | Right.SHARE, Right.SHARE, Right.READ])
@@ -160,8 +149,8 @@ def test_a_link_has_the_present_rights_of_its_key(time, rights):
     made = time.shares.make("1.2", time.now + DAY, pin=False, by=maker, source=key).grant
     secret = time.sessions.begin_from(made)
     assert time.principal(secret).rights == Right.SEARCH | Right.READ
-    with time.grants.changing():
-        time.grants.write(key._replace(rights=rights, rule=rule_of(["PatientID=1"])))
+    with time.grants.changing() as change:
+        change.write(key._replace(rights=rights, rule=rule_of(["PatientID=1"])))
     found = time.principal(secret)
     if Right.SHARE in rights:
         assert found.rights == rights & ~Right.SHARE
@@ -183,11 +172,11 @@ def test_a_pin_has_all_digits_and_is_not_kept(time):
 def test_links_that_have_ended_go_with_their_tries(time):
     made = time.shares.make("1.2", time.now + DAY, pin=True)
     time.shares.check_pin(made.grant, "")
-    assert len(list(time.grants.folder.iterdir())) == 2
+    assert len(list(time.grants.documents.folder.iterdir())) == 2
     time.now += DAY
     assert time.shares.all() == []
     time.shares.make("1.2", time.now + DAY, pin=False)
-    assert time.files(SHARE) == len(list(time.grants.folder.iterdir())) == 1
+    assert time.files(SHARE) == len(list(time.grants.documents.folder.iterdir())) == 1
 
 
 @pytest.mark.parametrize(

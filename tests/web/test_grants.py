@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from access_world import files_of
 
 from streamsrv.cli import FAILED, USAGE, main
 from streamsrv.query.rules import rule_of
@@ -16,12 +17,12 @@ from streamsrv.web.access.grants import (
     MOST,
     Grant,
     GrantDamaged,
-    Grants,
     KnownGrants,
     digest_of,
+    file_of,
+    grants_in,
     is_name,
     new_key,
-    read_grant,
 )
 from streamsrv.web.access.principal import Right
 
@@ -35,13 +36,13 @@ def grant_of(secret="secret", name="ann", rights=RIGHTS, rule=RULE, until=math.i
 
 @pytest.fixture
 def grants(tmp_path):
-    return Grants(tmp_path)
+    return grants_in(tmp_path)
 
 
 def write(grants, *several):
-    with grants.changing():
+    with grants.changing() as change:
         for grant in several:
-            grants.write(grant)
+            change.write(grant)
 
 
 @pytest.mark.parametrize("until", [math.inf, 2000.25])
@@ -56,17 +57,17 @@ def test_a_grant_is_read_as_it_was_written(grants, rule, until):
 @pytest.mark.parametrize("at", [0, 30, 90, -30])
 def test_a_changed_byte_is_found(grants, at):
     write(grants, grant_of())
-    path = grants.paths()[0]
+    path = files_of(grants)[0]
     text = bytearray(path.read_bytes())
     text[at] ^= 1
     path.write_bytes(text)
     with pytest.raises(GrantDamaged, match=path.name):
-        read_grant(path)
+        grants.find(KEY, digest_of("secret"))
 
 
 def test_a_right_that_is_added_by_hand_grants_nothing(grants):
     write(grants, grant_of())
-    path = grants.paths()[0]
+    path = files_of(grants)[0]
     row = json.loads(path.read_text())
     row["rights"].append("delete")
     path.write_text(json.dumps(row))
@@ -76,8 +77,8 @@ def test_a_right_that_is_added_by_hand_grants_nothing(grants):
 
 def test_a_file_under_another_name_grants_nothing(grants):
     write(grants, grant_of())
-    path = grants.paths()[0]
-    path.rename(grants.path_of(KEY, digest_of("mine")))
+    path = files_of(grants)[0]
+    path.rename(grants.documents.path_of(file_of(KEY, digest_of("mine"))))
     with pytest.raises(GrantDamaged, match="another file"):
         KnownGrants(grants).find(KEY, digest_of("mine"))
 
@@ -85,7 +86,7 @@ def test_a_file_under_another_name_grants_nothing(grants):
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: path.symlink_to("/etc/hostname")])
 def test_what_is_no_file_grants_nothing(grants, make):
     write(grants)
-    path = grants.path_of(KEY, digest_of("mine"))
+    path = grants.documents.path_of(file_of(KEY, digest_of("mine")))
     make(path)
     with pytest.raises(GrantDamaged):
         KnownGrants(grants).find(KEY, digest_of("mine"))
@@ -100,13 +101,13 @@ def test_a_grant_is_on_the_disk_before_it_has_its_name(grants, monkeypatch):
     )
     monkeypatch.setattr(os, "rename", lambda old, new: (done.append("rename"), rename(old, new)))
     write(grants, grant_of())
-    (path,) = grants.paths()
-    assert done == [str(path.with_suffix(".draft")), "rename", str(grants.folder)]
+    (path,) = files_of(grants)
+    assert done == [str(path.with_suffix(".draft")), "rename", str(grants.documents.folder)]
 
 
 def test_a_change_locks_the_folder(grants):
     with grants.changing():
-        fd = os.open(grants.folder, os.O_RDONLY)
+        fd = os.open(grants.documents.folder, os.O_RDONLY)
         with pytest.raises(BlockingIOError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -117,7 +118,7 @@ def test_a_link_to_a_grant_grants_nothing(grants, tmp_path):
     """Its target may be where others write."""
     mine = grant_of("mine")
     write(grants, mine)
-    path = grants.path_of(KEY, mine.digest)
+    path = grants.documents.path_of(file_of(KEY, mine.digest))
     path.symlink_to(path.rename(tmp_path / "elsewhere"))
     with pytest.raises(GrantDamaged, match="symbolic link"):
         KnownGrants(grants).find(KEY, mine.digest)
@@ -150,7 +151,7 @@ class TestKnown:
 
     def test_a_removed_grant_is_noticed(self, known, grants):
         self.find(known)
-        os.unlink(grants.paths()[0])
+        os.unlink(files_of(grants)[0])
         assert known.refresh()
         assert self.find(known) is None
 
@@ -166,13 +167,13 @@ class TestKnown:
         known = KnownGrants(grants, lambda: 2000.5)
         assert self.find(known).until == 2000.0
         assert not known.refresh()
-        grants.paths()[0].unlink()
+        files_of(grants)[0].unlink()
         assert not known.refresh()
         assert self.find(known) is None
 
     def test_a_damaged_grant_is_noticed(self, known, grants):
         self.find(known)
-        grants.paths()[0].write_bytes(b"{}")
+        files_of(grants)[0].write_bytes(b"{}")
         assert known.refresh()
 
     def test_two_changes_within_a_tick_are_noticed(self, grants, monkeypatch):
@@ -180,7 +181,7 @@ class TestKnown:
         write(grants, grant_of(rights=Right.READ))
         known = KnownGrants(grants)
         self.find(known)
-        path = grants.paths()[0]
+        path = files_of(grants)[0]
         found = os.stat(path)
         with path.open("r+b") as file:
             text = file.read().replace(b"read", b"READ")  # no rights of this name: the checksum is another
@@ -248,7 +249,7 @@ class TestVerb:
     def test_revoke(self, run, grants):
         run("add", "ann", "--rights", "read")
         run("revoke", "ann")
-        assert grants.paths() == []
+        assert files_of(grants) == []
         assert "no key 'ann'" in run("revoke", "ann", code=FAILED).err
 
     @pytest.mark.parametrize(
@@ -265,13 +266,13 @@ class TestVerb:
             run("add", *words)
         assert refused.value.code == USAGE
         assert sentence in capsys.readouterr().err
-        assert grants.paths() == []
+        assert files_of(grants) == []
 
     def test_a_wrong_name_or_rule_is_refused(self, run, grants):
         assert "no name for a key" in run("add", "a:b", "--rights", "read", code=USAGE).err
         rule = ("--where", "PatientName=X")
         assert "PatientName" in run("add", "ann", "--rights", "read", *rule, code=FAILED).err
-        assert grants.paths() == []
+        assert files_of(grants) == []
 
     def test_a_name_is_given_once(self, run):
         run("add", "ann", "--rights", "read")
@@ -286,11 +287,11 @@ class TestVerb:
         for each in threads:
             each.join()
         assert sorted(codes) == [0, *[FAILED] * 5]
-        assert len(grants.paths()) == 1
+        assert len(files_of(grants)) == 1
 
     def test_a_draft_of_a_killed_process_grants_nothing_and_goes(self, run, grants):
         run("add", "ann", "--rights", "read")
-        draft = grants.folder / f"key-{digest_of('x')}.draft"
+        draft = grants.documents.folder / f"key-{digest_of('x')}.draft"
         draft.write_text(grant_of("x").text()[:100])
         assert json.loads(run("list", "--json").out)[0]["name"] == "ann"
         run("add", "bob", "--rights", "read")
@@ -298,7 +299,7 @@ class TestVerb:
 
     def test_a_damaged_file_is_named_and_the_others_are_listed(self, run, grants):
         run("add", "ann", "--rights", "read")
-        path = grants.path_of(KEY, digest_of("x"))
+        path = grants.documents.path_of(file_of(KEY, digest_of("x")))
         path.write_text("{")
         said = run("list", code=FAILED)
         assert "ann" in said.out
@@ -310,7 +311,7 @@ class TestVerb:
 
     def test_permissions_of_others_are_taken_away(self, run, grants):
         run("add", "ann", "--rights", "read")
-        grants.folder.chmod(0o755)
+        grants.documents.folder.chmod(0o755)
         run("add", "bob", "--rights", "read")
-        assert grants.folder.stat().st_mode & 0o777 == 0o700
-        assert {path.stat().st_mode & 0o777 for path in grants.paths()} == {0o600}
+        assert grants.documents.folder.stat().st_mode & 0o777 == 0o700
+        assert {path.stat().st_mode & 0o777 for path in files_of(grants)} == {0o600}

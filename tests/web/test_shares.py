@@ -9,7 +9,7 @@ import pytest
 from web_world import DEADLINE, Raw, Recorder, eventually, settings_of, text
 
 from streamsrv.errors import TooManyRequests
-from streamsrv.web.access.grants import KEY, Grant, Grants, digest_of, new_key
+from streamsrv.web.access.grants import KEY, Grant, digest_of, grants_in, new_key
 from streamsrv.web.access.principal import ALL_RIGHTS
 from streamsrv.web.connection.listener import Acceptor, Server
 from streamsrv.web.connection.loop import Threads
@@ -22,10 +22,10 @@ SHARE, WAITING, UPLOADS = 2, 32, 8
 @pytest.fixture
 def keys(tmp_path):
     """Secrets of two principals."""
-    grants, keys = Grants(tmp_path), {name: new_key() for name in ("greedy", "modest")}
-    with grants.changing():
+    grants, keys = grants_in(tmp_path), {name: new_key() for name in ("greedy", "modest")}
+    with grants.changing() as change:
         for name, key in keys.items():
-            grants.write(Grant(KEY, name, digest_of(key), ALL_RIGHTS, None, time.time()))
+            change.write(Grant(KEY, name, digest_of(key), ALL_RIGHTS, None, time.time()))
     return keys
 
 

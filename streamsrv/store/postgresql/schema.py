@@ -14,15 +14,15 @@ from psycopg.types.json import Jsonb
 
 from streamsrv.errors import StoreError, WrongStore
 from streamsrv.store.index import birth, with_sum, without_sum
-from streamsrv.store.postgresql import object_table
+from streamsrv.store.postgresql import document_table, object_table
 from streamsrv.store.postgresql.connections import Connections, translated
 from streamsrv.store.postgresql.tables import HEAD, TABLES
 
 # The layout of the tables; the rows in them have the version of the index.
-LAYOUT = 1
+LAYOUT = 2
 FORMAT = "PostgreSQL"
 # Statements that lead from a layout to the next one.
-STEPS: dict[int, tuple[str, ...]] = {}
+STEPS: dict[int, tuple[str, ...]] = {1: document_table.CREATED}
 # Of pg_advisory_xact_lock: one process makes or migrates the tables.
 _LOCK = 0x73747265616D
 _LEAST_SERVER = 140000
@@ -69,7 +69,7 @@ def found(connection: Connection, store: str, cluster: tuple[str, bytes] | None 
         rows = [(name.encode(), with_sum(name.encode(), text.encode())) for name, text in texts.items()]
         keys, values = about.pairs(rows)
         connection.execute("INSERT INTO about SELECT * FROM unnest(%b::bytea[], %b::bytea[])", [keys, values])
-        for statement in object_table.CREATED:
+        for statement in (*object_table.CREATED, *document_table.CREATED):
             connection.execute(statement)
         if cluster is not None:
             connection.execute("INSERT INTO cluster (store_id, secret) VALUES (%s, %s)", cluster)

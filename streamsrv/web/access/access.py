@@ -7,6 +7,7 @@ holds while the epoch is the same and its end is in the future.
 
 Rules of this file
 - The reason of a refusal goes to the log only: a client learns that its credentials are not valid.
+- A key or session of a cluster may have to be looked up in the database. Its request waits for that.
 - Failed logins of an address are limited: 429 after a burst. Valid credentials from there still work, so
   one client cannot lock out the others.
 - Without a principal a request gets 401, whether its target exists or not. Only resources without data of
@@ -17,20 +18,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from streamsrv.errors import KeysPending, RenewalPending, RequestError, Unauthorized
+from streamsrv.errors import GrantPending, KeysPending, RenewalPending, RequestError, Unauthorized
 from streamsrv.settings import Settings
 from streamsrv.web.access.authorization import Authorization, FailedLogins, authorization_of
 from streamsrv.web.access.browser.cookies import NO_TLS, cookie_for
 from streamsrv.web.access.browser.sessions import Sessions, display_of
 from streamsrv.web.access.browser.visitor import Visitor
-from streamsrv.web.access.grants import Grant, Grants, KnownGrants
+from streamsrv.web.access.grants import Grant, Grants, KnownGrants, grants_of
 from streamsrv.web.access.keys import AccessKeys
 from streamsrv.web.access.peers import CertificateHolders, ProxyUsers
 from streamsrv.web.access.policy import needs_principal
 from streamsrv.web.access.principal import ALL_RIGHTS, CHANGING, NO_RIGHTS, OPEN, UNKNOWN, Principal
+from streamsrv.web.access.shared_grants import SharedGrants
 from streamsrv.web.head import Head
 from streamsrv.web.hosts import Caller
 from streamsrv.wire.resources import target_of
@@ -64,10 +65,14 @@ class Fetching(Protocol):
 
 class Access:
     """`epoch` grows when a principal may have changed. `needed` is whether a request needs a principal.
-    `ways` are asked after the keys, in their order."""
+    `ways` are asked after the keys, in their order. `grants` are those of the settings by default."""
 
     def __init__(
-        self, settings: Settings, ways: Sequence[WayIn] = (), clock: Callable[[], float] = time.time
+        self,
+        settings: Settings,
+        ways: Sequence[WayIn] = (),
+        clock: Callable[[], float] = time.time,
+        grants: Grants | None = None,
     ) -> None:
         self.epoch = 0
         self.needed = needs_principal(settings)
@@ -75,13 +80,21 @@ class Access:
         self._withheld = CHANGING if settings.read_only else NO_RIGHTS
         self._everyone = Principal("anonymous", ALL_RIGHTS & ~self._withheld)
         self.failed_logins = FailedLogins(settings.failed_logins)
-        grants = Grants(Path(settings.data))
-        known = KnownGrants(grants, clock)
+        grants = grants or grants_of(settings)
+        self._known = known = self._known_of(grants)
         self._ways = (AccessKeys(known), *ways)
         self._proxy_users, self._holders = ProxyUsers(settings), CertificateHolders(settings)
         # A cookie counts only without Authorization. Its grants are refreshed with those of keys.
         self._issuer: IssuerSignIn | None = None
         self._sessions = Sessions(grants, known.find, settings.session_time, clock)
+
+    def _known_of(self, grants: Grants) -> KnownGrants | SharedGrants:
+        if grants.documents.watched is None:
+            return KnownGrants(grants, self._clock)
+        return SharedGrants(grants, grants.documents.watched, self._moved)
+
+    def _moved(self) -> None:
+        self.epoch += 1
 
     def admit(self, head: Head, caller: Caller) -> Caller:
         """The caller with its principal. Raises Unauthorized, TooManyRequests after many failed logins, and
@@ -91,7 +104,7 @@ class Access:
         try:
             principal = self._principal(head, caller)
         except Unauthorized as error:
-            if isinstance(error, RenewalPending) or not is_open(head.path):
+            if isinstance(error, RenewalPending | GrantPending) or not is_open(head.path):
                 if "authorization" in head.headers and not isinstance(error, KeysPending):
                     self.failed_logins.count(caller.party)
                 raise
@@ -140,6 +153,9 @@ class Access:
             if self._issuer is not None:
                 await self._issuer.renewed()
             return
+        if isinstance(pending, GrantPending):
+            await self._known.fetched()
+            return
         for way in self._ways:
             if isinstance(way, Fetching):
                 await way.fetched()
@@ -172,6 +188,9 @@ class Access:
                 return True
             try:
                 now = self._principal(head, known)
+            except GrantPending:
+                self._known.fetch()
+                return True  # until it is known
             except RequestError:
                 return False
             same = now._replace(until=0) == known.principal._replace(until=0)
@@ -179,6 +198,14 @@ class Access:
             return same
 
         return is_same
+
+    def grant_changed(self, kind: str, digest: str) -> None:
+        """This process has changed a grant."""
+        self._known.forget(kind, digest)
+        self.refresh()
+
+    def close(self) -> None:
+        self._known.close()
 
     def refresh(self) -> None:
         """Notices changes of grants. Call it every REFRESH seconds."""

@@ -1,14 +1,15 @@
-"""Grants: the files of DATA/access/, one for each key. A grant gives rights to the holder of a secret.
+"""Grants: documents of the kind `access`, one for each key. A grant gives rights to the holder of a secret.
 
-    DATA/access/KIND-DIGEST.json    DIGEST is the SHA-256 of the secret, in hex
+    KIND-DIGEST.json    DIGEST is the SHA-256 of the secret, in hex
 
-The name of a file is the digest of the secret. So a worker finds a grant with one look-up, and a new grant
-works at once. No secrets are compared, so the time of a look-up tells nothing about them.
+They are files in DATA/access/, or rows of the database of a cluster (store/documents.py).
+
+The name of a document is the digest of the secret. So a worker finds a grant with one look-up, and a new
+grant works at once. No secrets are compared, so the time of a look-up tells nothing about them.
 
 Rules of this file
-- A file is written under another name, synced, and renamed. Its checksum covers its text: a damaged file
-  grants nothing, and the log names it.
-- Writers hold a flock on the folder, so that a name is given once.
+- Its checksum covers its text: a damaged grant grants nothing, and the log names it.
+- One writer at a time, so that a name is given once.
 - The folder is for its owner only (0700): a user who can write to it can make a grant.
 - `KnownGrants` reads a grant again when its file has changed. A file that was written within RACY seconds
   before it was read is read again: two changes within one tick of the clock have the same times.
@@ -17,21 +18,28 @@ Rules of this file
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
 import os
 import re
 import secrets
-import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from streamsrv.errors import RuleError, StoreCorrupt, StoreError
+from streamsrv.errors import RuleError, StoreCorrupt
 from streamsrv.query.rules import Rule, rule_from
+from streamsrv.settings import Settings
+from streamsrv.store import (
+    DocumentChange,
+    DocumentDamaged,
+    Documents,
+    FolderDocuments,
+    NamedText,
+    open_documents,
+)
 from streamsrv.web.access.principal import Right, named_rights, rights_from
 
 FOLDER = "access"
@@ -40,8 +48,6 @@ KEY = "key"
 KEY_PREFIX = "streamsrv_"
 KEY_BYTES = 32
 _FILE = re.compile(r"([a-z]+)-([0-9a-f]{64})\.json")
-_DRAFT = ".draft"
-LONGEST = 1 << 20  # bytes of a file
 LONGEST_NAME = 64  # characters
 # Seconds: the clock of a file system ticks less often than every 10 ms.
 RACY = 0.1
@@ -50,7 +56,7 @@ MOST = 4096
 
 
 class GrantDamaged(StoreCorrupt):
-    """The file of a grant cannot be read; `detail` names it."""
+    """A grant cannot be read; `detail` names it."""
 
 
 class Grant(NamedTuple):
@@ -68,7 +74,7 @@ class Grant(NamedTuple):
 
     @property
     def file(self) -> str:
-        return f"{self.kind}-{self.digest}.json"
+        return file_of(self.kind, self.digest)
 
     def text(self) -> str:
         row = {
@@ -82,6 +88,10 @@ class Grant(NamedTuple):
             "extra": dict(self.extra),
         }
         return json.dumps(row | {"checksum": _checksum(row)}, indent=1) + "\n"
+
+
+def file_of(kind: str, digest: str) -> str:
+    return f"{kind}-{digest}.json"
 
 
 def is_name(text: str) -> bool:
@@ -117,125 +127,108 @@ def _parsed(text: bytes, file: str) -> Grant:
     return grant
 
 
-def read_grant(path: Path) -> tuple[Grant, os.stat_result]:
-    """Raises FileNotFoundError, GrantDamaged, and another OSError of the machine."""
+def grant_in(file: NamedText, where: str) -> Grant:
+    """Raises GrantDamaged. `where` names the file."""
+    if isinstance(file.text, DocumentDamaged):
+        raise GrantDamaged(file.text.detail) from None
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except PermissionError as error:
-        raise GrantDamaged(f"{path} cannot be read: {error.strerror}") from None
-    except OSError:
-        if path.is_symlink():
-            raise GrantDamaged(f"{path} is a symbolic link") from None
-        raise
-    try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise GrantDamaged(f"{path} is not a file")
-        text = os.read(fd, LONGEST)
-    finally:
-        os.close(fd)
-    try:
-        return _parsed(text, path.name), found
+        return _parsed(file.text, file.name)
     except (ValueError, KeyError, TypeError, AttributeError, RuleError) as error:
         reason = str(error) if type(error) is ValueError else "it is not the text that was written"
-        raise GrantDamaged(f"{path} grants nothing: {reason}. Remove it, and make a new key") from None
+        raise GrantDamaged(f"{where} grants nothing: {reason}. Remove it, and make a new key") from None
+
+
+class GrantChange:
+    """The calls that change grants, within `Grants.changing`."""
+
+    def __init__(self, change: DocumentChange) -> None:
+        self.texts = change
+
+    def write(self, grant: Grant) -> None:
+        """Makes or replaces the grant of this secret."""
+        self.texts.write(grant.file, grant.text().encode())
+
+    def remove(self, grant: Grant) -> None:
+        self.texts.remove(grant.file)
 
 
 class Grants:
-    """The folder, for the verbs and the workers. It need not exist to be read."""
+    """All grants of a store, for the verbs and the workers. All calls block."""
 
-    def __init__(self, data: Path) -> None:
-        self.folder = data / FOLDER
+    def __init__(self, documents: Documents) -> None:
+        self.documents = documents
 
-    def paths(self, kind: str = "") -> list[Path]:
+    def names(self, kind: str = "") -> list[str]:
         """The files of all grants, or of one kind. Raises StoreError."""
-        try:
-            names = sorted(os.listdir(self.folder))
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise StoreError(f"{self.folder} cannot be read: {error.strerror}") from None
-        found = [match for name in names if (match := _FILE.fullmatch(name))]
-        return [self.folder / match[0] for match in found if not kind or match[1] == kind]
+        return [name for name in self.documents.names(kind and f"{kind}-", ".json") if _FILE.fullmatch(name)]
 
     def all(self, kind: str = "") -> Iterator[Grant | GrantDamaged]:
-        """Yields the grant of each file, or its error."""
-        for path in self.paths(kind):
-            with contextlib.suppress(FileNotFoundError):
+        """Yields each grant, or its error. Raises StoreError."""
+        for found in self.documents.all(kind and f"{kind}-", ".json"):
+            if _FILE.fullmatch(found.name):
                 try:
-                    yield read_grant(path)[0]
+                    yield grant_in(found, self.where(found.name))
                 except GrantDamaged as error:
                     yield error
 
-    def find(self, kind: str, digest: str) -> Grant | None:
-        """The grant of a digest, also if it has ended. Raises GrantDamaged and OSError."""
-        try:
-            return read_grant(self.path_of(kind, digest))[0]
-        except FileNotFoundError:
-            return None
+    def where(self, file: str) -> str:
+        return f"{self.documents.where}/{file}"
 
-    def path_of(self, kind: str, digest: str) -> Path:
-        return self.folder / f"{kind}-{digest}.json"
+    def find(self, kind: str, digest: str) -> Grant | None:
+        """The grant of a digest, also if it has ended. Raises GrantDamaged and StoreError."""
+        file = file_of(kind, digest)
+        try:
+            text = self.documents.read(file)
+        except DocumentDamaged as error:
+            raise GrantDamaged(error.detail) from None
+        return None if text is None else grant_in(NamedText(file, text), self.where(file))
 
     @contextlib.contextmanager
-    def changing(self) -> Iterator[None]:
-        """Makes the folder and locks it for one writer; removes drafts of writers that died. Raises
-        StoreError."""
-        try:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(self.folder, 0o700)
-            fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                make_private(self.folder)
-                for draft in self.folder.glob(f"*{_DRAFT}"):
-                    draft.unlink(missing_ok=True)
-                yield
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise StoreError(f"{self.folder} cannot be written to: {error.strerror}") from None
+    def changing(self) -> Iterator[GrantChange]:
+        """Excludes all other writers. Raises StoreError."""
+        with self.documents.changing() as change:
+            yield GrantChange(change)
 
     def copy_to(self, other: Grants, kinds: Sequence[str]) -> list[GrantDamaged]:
-        """Makes the grants of these kinds in another folder equal to those here. Returns the errors of
+        """Makes the grants of these kinds at another place equal to those here. Returns the errors of
         damaged ones, which are left out. Raises StoreError."""
         damaged = []
-        with other.changing():
-            former = {path.name for path in other.paths()}
+        with other.changing() as change:
+            former = set(other.names())
             for grant in (grant for kind in kinds for grant in self.all(kind)):
                 if isinstance(grant, GrantDamaged):
                     damaged.append(grant)
                 else:
-                    other.write(grant)
+                    change.write(grant)
                     former.discard(grant.file)
             for name in former:
-                os.unlink(other.folder / name)
+                change.texts.remove(name)
         return damaged
 
     def named(self, kind: str, name: str) -> Grant | None:
         found = (grant for grant in self.all(kind) if isinstance(grant, Grant) and grant.name == name)
         return next(found, None)
 
-    def write(self, grant: Grant) -> None:
-        """Writes or replaces the file of this secret. Call it within `changing`."""
-        path = self.folder / grant.file
-        draft = path.with_suffix(_DRAFT)
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(fd, "wb") as file:
-            file.write(grant.text().encode())
-            file.flush()
-            os.fsync(fd)
-        os.rename(draft, path)
+
+def grants_in(data: Path) -> Grants:
+    """Those of a folder of a store."""
+    return Grants(FolderDocuments(data / FOLDER))
 
 
-def make_private(folder: Path) -> bool:
-    """Takes the permissions of others from the folder. Returns whether they could write to it. Raises
-    OSError."""
-    mode = stat.S_IMODE(os.stat(folder).st_mode)
-    if mode & 0o077:
-        os.chmod(folder, mode & 0o700)
-    return bool(mode & 0o022)
+def grants_of(settings: Settings) -> Grants:
+    """Those of a store: in its folder, or in the database of its cluster."""
+    return Grants(open_documents(FOLDER, Path(settings.data), settings.index, settings.segments))
+
+
+class KnownHere(Protocol):
+    """The grants that one worker has found."""
+
+    def find(self, kind: str, digest: str) -> Grant | None:
+        """The grant of a secret with this digest, also if it has ended. Raises GrantDamaged, and OSError or
+        Unauthorized."""
+
+    def refresh(self) -> bool:
+        """Whether one of them may not hold any more."""
 
 
 class _Known(NamedTuple):
@@ -245,31 +238,36 @@ class _Known(NamedTuple):
 
 
 class KnownGrants:
-    """The grants that one worker has found. `clock` gives seconds as `time.time()`."""
+    """Those that it has found in a folder. `clock` gives seconds as `time.time()`."""
 
     def __init__(self, grants: Grants, clock: Callable[[], float] = time.time) -> None:
-        self._grants = grants
+        assert isinstance(grants.documents, FolderDocuments)
+        self._files = grants.documents
         self._clock = clock
-        self._known: dict[Path, _Known] = {}
+        self._known: dict[str, _Known] = {}
         self._dropped = False
 
     def find(self, kind: str, digest: str) -> Grant | None:
-        """The grant of a secret with this digest, also if it has ended. Raises GrantDamaged and OSError."""
-        path = self._grants.path_of(kind, digest)
-        known = self._known.get(path)
+        file = file_of(kind, digest)
+        known = self._known.get(file)
         if known is not None:
             return known.grant
         try:
-            return self._read(path).grant
+            return self._read(file).grant
         except FileNotFoundError:
             return None
 
-    def _read(self, path: Path) -> _Known:
-        grant, found = read_grant(path)
+    def _read(self, file: str) -> _Known:
+        """Raises FileNotFoundError, GrantDamaged, and another OSError of the machine."""
+        try:
+            text, found = self._files.content(file)
+        except DocumentDamaged as error:
+            raise GrantDamaged(error.detail) from None
+        grant = grant_in(NamedText(file, text), str(self._files.path_of(file)))
         while len(self._known) >= MOST:
             del self._known[next(iter(self._known))]
             self._dropped = True
-        self._known[path] = known = _Known(grant, _stamp(found), self._is_settled(found))
+        self._known[file] = known = _Known(grant, _stamp(found), self._is_settled(found))
         return known
 
     def _is_settled(self, found: os.stat_result) -> bool:
@@ -280,19 +278,31 @@ class KnownGrants:
         any more."""
         changed, self._dropped = self._dropped, False
         now = self._clock()
-        for path, known in list(self._known.items()):
+        for file, known in list(self._known.items()):
             if known.grant.until <= now:  # its callers compare that time themselves
-                del self._known[path]
+                del self._known[file]
                 continue
             try:
-                if known.settled and _stamp(os.stat(path)) == known.stamp:
+                if known.settled and _stamp(os.stat(self._files.path_of(file))) == known.stamp:
                     continue
-                del self._known[path]
-                changed = self._read(path).grant != known.grant or changed
+                del self._known[file]
+                changed = self._read(file).grant != known.grant or changed
             except (OSError, GrantDamaged):
-                self._known.pop(path, None)
+                self._known.pop(file, None)
                 changed = True
         return changed
+
+    async def fetched(self) -> None:
+        """A file is read when it is asked for."""
+
+    def fetch(self) -> None:
+        """As `fetched`."""
+
+    def forget(self, kind: str, digest: str) -> None:
+        """`refresh` looks at its file."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def _stamp(found: os.stat_result) -> tuple[int, ...]:

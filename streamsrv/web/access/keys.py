@@ -10,7 +10,7 @@ import logging
 
 from streamsrv.errors import Unauthorized
 from streamsrv.web.access.authorization import Authorization
-from streamsrv.web.access.grants import KEY, KEY_PREFIX, Grant, GrantDamaged, KnownGrants, digest_of
+from streamsrv.web.access.grants import KEY, KEY_PREFIX, Grant, GrantDamaged, KnownHere, digest_of
 from streamsrv.web.access.principal import Principal
 from streamsrv.web.head import Head
 
@@ -18,7 +18,7 @@ log = logging.getLogger("streamsrv.access")
 
 
 class AccessKeys:
-    def __init__(self, grants: KnownGrants) -> None:
+    def __init__(self, grants: KnownHere) -> None:
         self._grants = grants
 
     def principal(self, head: Head, authorization: Authorization) -> Principal | None:

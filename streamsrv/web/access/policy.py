@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from streamsrv.config import SettingsError
 from streamsrv.errors import StoreError
 from streamsrv.oidc.fetching import FetchFailed, Trust
 from streamsrv.settings import Settings
-from streamsrv.web.access.grants import Grants, make_private
+from streamsrv.store import Documents, make_private
+from streamsrv.web.access.grants import grants_of
 from streamsrv.web.access.peers import CertificateHolders, ProxyUsers
 from streamsrv.web.access.roles import Roles
 from streamsrv.web.hosts import is_loopback
@@ -34,7 +35,11 @@ def names_peers(settings: Settings) -> bool:
 
 def has_way_in(settings: Settings) -> bool:
     """Whether any principal can authenticate."""
-    return names_peers(settings) or bool(settings.oidc_issuer or Grants(Path(settings.data)).paths())
+    if names_peers(settings) or settings.oidc_issuer:
+        return True
+    grants = grants_of(settings)
+    with contextlib.closing(grants.documents):
+        return bool(grants.names())
 
 
 def check_start(settings: Settings) -> None:
@@ -48,7 +53,8 @@ def check_start(settings: Settings) -> None:
         )
     check_issuer(settings)
     check_peers(settings)
-    protect_grants(Grants(Path(settings.data)))
+    with contextlib.closing(grants_of(settings).documents) as documents:
+        protect_grants(documents)
     if remote and needs_principal(settings) and not has_way_in(settings):
         raise SettingsError(
             f"other machines can reach {settings.host}, and nothing lets a client in: make a key with "
@@ -91,26 +97,28 @@ def trust_of(settings: Settings) -> Trust:
     return Trust(settings.oidc_ca_file, settings.oidc_allow_http)
 
 
-def protect_grants(grants: Grants) -> None:
-    """Takes the permissions of others from the folder. Raises StoreError if they can write to it all the
-    same."""
+def protect_grants(documents: Documents) -> None:
+    """Takes the permissions of others from the folder, if there is one. Raises StoreError if they can write
+    to it all the same."""
+    folder = documents.folder
+    if folder is None:
+        return
     try:
-        if make_private(grants.folder):
-            log.warning("other users could write to %s until now: check `streamsrv key list`", grants.folder)
+        if make_private(folder):
+            log.warning("other users could write to %s until now: check `streamsrv key list`", folder)
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise StoreError(f"other users can use {grants.folder}: {error.strerror}") from None
+        raise StoreError(f"other users can use {folder}: {error.strerror}") from None
 
 
 def remarks(settings: Settings) -> Iterator[str]:
     """Yields sentences for the log at start."""
-    grants = Grants(Path(settings.data))
-    if not needs_principal(settings) and grants.paths():
-        yield "there are keys, and auth is none: every client has all rights. Set auth to required"
+    grants = grants_of(settings)
+    with contextlib.closing(grants.documents):
+        if not needs_principal(settings) and grants.names():
+            yield "there are keys, and auth is none: every client has all rights. Set auth to required"
+        yield from (found.detail for found in grants.all() if isinstance(found, Exception))
     secret = settings.oidc_client_secret_file
     if secret and os.path.exists(secret) and os.stat(secret).st_mode & 0o007:
         yield f"every user of this machine can use {secret}, the secret of oidc_client_id"
-    for found in grants.all():
-        if isinstance(found, Exception):
-            yield found.detail

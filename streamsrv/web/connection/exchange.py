@@ -63,6 +63,8 @@ log = logging.getLogger("streamsrv.web")
 TOO_SLOW = "the body arrives more slowly than the minimum rate"
 # Bodies of requests that take none are read and dropped up to this size.
 DROPPED_BODY = 64 << 10
+# Times that a request asks once more: for its session, for new keys, and for a renewal.
+SETTLED = 3
 # Instead of Tornado's limit for chunked bodies: the app refuses with a problem.
 NO_LIMIT = 1 << 62
 
@@ -132,13 +134,20 @@ class Exchange(Waiting, HTTPMessageDelegate):
         return None
 
     async def _admit_later(self, head: Head, headers: HTTPHeaders, length: int, pending: KeysPending) -> None:
-        await self._app.access.settled(pending)
-        if self._over or self.stream.closed():
-            return
-        try:
-            rest = self._admit(head, headers, length)
-        except Exception as error:
-            rest = self._refuse_head(error, length)
+        for left in reversed(range(SETTLED)):
+            await self._app.access.settled(pending)
+            if self._over or self.stream.closed():
+                return
+            try:
+                rest = self._admit(head, headers, length)
+            except KeysPending as again:
+                if left and type(again) is not type(pending):
+                    pending = again
+                    continue
+                rest = self._refuse_head(again, length)
+            except Exception as error:
+                rest = self._refuse_head(error, length)
+            break
         if rest is not None:
             await rest
 

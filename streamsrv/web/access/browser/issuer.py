@@ -52,8 +52,8 @@ Result = TypeVar("Result")
 
 
 class IssuerSignIn:
-    """One object of a worker, used in its loop. `sessions` read the files. `changed` is called when a session
-    has changed, `began` with the name of the principal of each new one."""
+    """One object of a worker, used in its loop. `sessions` read the files. `changed` is called with the kind
+    and digest of a session that has changed, `began` with the name of the principal of each new one."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class IssuerSignIn:
         grants: Grants,
         sessions: Sessions,
         pool: Executor,
-        changed: Callable[[], None],
+        changed: Callable[[str, str], None],
         began: Callable[[Caller, Head, str], None] = lambda caller, head, user: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -148,17 +148,17 @@ class IssuerSignIn:
         except Exception:
             log.exception("a session cannot be renewed")
         finally:
-            self._changed()
+            self._changed(SESSION, digest)
 
     def _claim(self, digest: str) -> Grant | None:
         """None if the session has been renewed, is being renewed, or has ended."""
-        with self._grants.changing():
-            session, now = self._grants.find(SESSION, digest), self._clock()
-            if session is None or now < session.extra[ENDS] - EARLY:
+        with self._grants.changing() as change:
+            session, asked = self._grants.find(SESSION, digest), self._grants.documents.now()
+            if session is None or self._clock() < session.extra[ENDS] - EARLY:
                 return None
-            if now - session.extra.get("asked", -RETRY) < RETRY:
+            if asked - session.extra.get("asked", -RETRY) < RETRY:
                 return None
-            self._grants.write(session._replace(extra={**session.extra, "asked": now}))
+            change.write(session._replace(extra={**session.extra, "asked": asked}))
             return session
 
     async def _other_worker(self, digest: str) -> None:
@@ -186,12 +186,12 @@ class IssuerSignIn:
             await self._in_thread(lambda: self._write(session, found, secret))
 
     def _write(self, session: Grant, found: LoggedIn, secret: str) -> None:
-        with self._grants.changing():
+        with self._grants.changing() as change:
             kept = self._grants.find(SESSION, session.digest)
             if kept is not None:  # the user may have signed out meanwhile
                 extra = {**session.extra, **_renewal(found, secret)}
                 rights, rule = found.principal.rights, found.principal.rule
-                self._grants.write(session._replace(rights=rights, rule=rule, extra=extra))
+                change.write(session._replace(rights=rights, rule=rule, extra=extra))
 
     def _remember_failure(self, digest: str) -> None:
         now = self._clock()

@@ -29,7 +29,7 @@ from streamsrv.web.access.browser.cookies import (
     is_embedded,
 )
 from streamsrv.web.access.browser.shares import within
-from streamsrv.web.access.grants import Grant, GrantDamaged, Grants, digest_of
+from streamsrv.web.access.grants import Grant, GrantChange, GrantDamaged, Grants, digest_of
 from streamsrv.web.access.keys import principal_of
 from streamsrv.web.access.principal import NO_RIGHTS, Principal, Right
 from streamsrv.web.head import Head
@@ -161,24 +161,24 @@ class Sessions:
     def _begin(self, grant: Grant, renewal: Callable[[str], dict[str, Any]] = lambda secret: {}) -> str:
         secret, now = secrets.token_urlsafe(SECRET_BYTES), self._clock()
         grant = grant._replace(extra={**grant.extra, **renewal(secret)})
-        with self._grants.changing():
+        with self._grants.changing() as change:
             if not 0 <= now - self._swept < SWEEP:
                 self._swept = now
-                self._sweep(now)
-            self._grants.write(grant._replace(digest=digest_of(secret), created=now))
+                self._sweep(now, change)
+            change.write(grant._replace(digest=digest_of(secret), created=now))
         return secret
 
-    def _sweep(self, now: float) -> None:
+    def _sweep(self, now: float, change: GrantChange) -> None:
         since = now - self._lifetime
         self._begun = {each: begun for each, begun in self._begun.items() if begun and begun[-1] > since}
         for found in self._grants.all(SESSION):
             if isinstance(found, Grant) and found.until <= now:
-                self._grants.path_of(SESSION, found.digest).unlink(missing_ok=True)
+                change.remove(found)
 
     def end(self, session: Grant) -> None:
-        """Ends it on all workers."""
-        with self._grants.changing():
-            self._grants.path_of(SESSION, session.digest).unlink(missing_ok=True)
+        """Ends it on all workers, of all nodes."""
+        with self._grants.changing() as change:
+            change.remove(session)
 
 
 def display_of(grant: Grant) -> str:

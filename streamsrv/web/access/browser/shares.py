@@ -4,8 +4,8 @@
                                     a session and takes it out of the address
 
 Rules of this file
-- The PIN is kept as scrypt (RFC 7914). A try is written and synced before the PIN is compared, under a lock
-  of the share. So several workers, or a restart, give no more tries.
+- The PIN is kept as scrypt (RFC 7914). A try is counted, durably, before the PIN is compared. So several
+  workers, nodes, or a restart, give no more tries.
 - After TRIES wrong PINs a share answers 429 for a while, which doubles with each further try. Other shares,
   and browsers that have opened this one, do not notice. Without the secret there is no try.
 - A PIN alone, and a secret alone, tell nothing about a study.
@@ -13,21 +13,17 @@ Rules of this file
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import hmac
+import json
 import math
-import os
 import secrets
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import NamedTuple
 
 from streamsrv.errors import TooManyRequests
 from streamsrv.query.rules import limited_to
-from streamsrv.web.access.grants import Grant, Grants, digest_of
+from streamsrv.web.access.grants import Grant, GrantChange, Grants, digest_of
 from streamsrv.web.access.principal import Principal, Right
 
 SHARE = "share"
@@ -39,7 +35,6 @@ FIRST_WAIT, LONGEST_WAIT = 900, 86_400  # seconds
 PIN, MAKER, STUDY = "pin", "by", "study"
 # scrypt: 16 MB and 50 ms.
 _COST = {"n": 1 << 14, "r": 8, "p": 1}
-_TRY = "<"  # one try a byte
 
 
 class NewShare(NamedTuple):
@@ -51,11 +46,11 @@ class NewShare(NamedTuple):
 
 
 class Shares:
-    """All calls block."""
+    """All calls block. `clock` gives seconds as `time.time()`; by default it is that of the grants."""
 
-    def __init__(self, grants: Grants, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, grants: Grants, clock: Callable[[], float] | None = None) -> None:
         self._grants = grants
-        self._clock = clock
+        self._clock = clock or grants.documents.now
 
     def make(
         self, study: str, until: float, *, pin: bool, by: Principal | None = None, source: Grant | None = None
@@ -73,9 +68,9 @@ class Shares:
         rights = SHARED_RIGHTS & by.rights if by else SHARED_RIGHTS
         rule = limited_to(by.rule if by else None, study)
         grant = Grant(SHARE, name, digest_of(secret), rights, rule, now, until, extra)
-        with self._grants.changing():
-            self._sweep(now)
-            self._grants.write(grant)
+        with self._grants.changing() as change:
+            self._sweep(now, change)
+            change.write(grant)
         return NewShare(grant, secret, chosen)
 
     def all(self, study: str = "", maker: str = "") -> list[Grant]:
@@ -97,17 +92,17 @@ class Shares:
         )
 
     def revoke(self, share: Grant) -> None:
-        with self._grants.changing():
-            self._remove(share)
+        with self._grants.changing() as change:
+            self._remove(share, change)
 
-    def _remove(self, share: Grant) -> None:
-        self._grants.path_of(SHARE, share.digest).unlink(missing_ok=True)
-        self._tries(share).unlink(missing_ok=True)
+    def _remove(self, share: Grant, change: GrantChange) -> None:
+        change.remove(share)
+        change.texts.remove(_tries(share))
 
-    def _sweep(self, now: float) -> None:
+    def _sweep(self, now: float, change: GrantChange) -> None:
         for found in self._grants.all(SHARE):
             if isinstance(found, Grant) and self._is_over(found, now):
-                self._remove(found)
+                self._remove(found, change)
 
     def _is_over(self, share: Grant, now: float) -> bool:
         """Whether the share, or the key that made it, has ended."""
@@ -121,32 +116,24 @@ class Shares:
 
     def check_pin(self, share: Grant, pin: str) -> bool:
         """Whether the PIN is right. Raises TooManyRequests."""
-        with self._locked(share) as tries:
-            used, last = os.fstat(tries).st_size, os.fstat(tries).st_mtime
-            wait = waiting(used) - max(0.0, self._clock() - last)
+        file, now = _tries(share), self._clock()
+        with self._grants.changing() as change:
+            known = json.loads(self._grants.documents.read(file) or b'{"used": 0, "last": 0}')
+            wait = waiting(known["used"]) - max(0.0, now - known["last"])
             if wait > 0:
                 raise TooManyRequests("too many wrong PINs for this link: try again later", math.ceil(wait))
-            os.write(tries, _TRY.encode())
-            os.utime(tries, (self._clock(), self._clock()))
-            os.fsync(tries)
-            kept = share.extra[PIN]
-            right = hmac.compare_digest(_hashed(pin, bytes.fromhex(kept["salt"]))["hash"], kept["hash"])
-            if right:
-                os.ftruncate(tries, 0)
-            return right
+            change.texts.write(file, json.dumps({"used": known["used"] + 1, "last": now}).encode())
+        kept = share.extra[PIN]
+        right = hmac.compare_digest(_hashed(pin, bytes.fromhex(kept["salt"]))["hash"], kept["hash"])
+        if right:
+            with self._grants.changing() as change:
+                change.texts.remove(file)
+        return right
 
-    @contextlib.contextmanager
-    def _locked(self, share: Grant) -> Iterator[int]:
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(self._tries(share), flags, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield fd
-        finally:
-            os.close(fd)
 
-    def _tries(self, share: Grant) -> Path:
-        return self._grants.path_of(SHARE, share.digest).with_suffix(".tries")
+def _tries(share: Grant) -> str:
+    """The document that counts the tries of its PIN."""
+    return f"{SHARE}-{share.digest}.tries"
 
 
 def waiting(used: int) -> float:

@@ -20,7 +20,6 @@ import math
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from streamsrv.config import seconds_of
@@ -29,7 +28,7 @@ from streamsrv.settings import Settings
 from streamsrv.web.access.browser.cookies import check_origin, needed_cookie
 from streamsrv.web.access.browser.sessions import Sessions
 from streamsrv.web.access.browser.shares import MAKER, SHARE, Shares, needs_pin, share_url, study_of
-from streamsrv.web.access.grants import KEY, Grant, GrantDamaged, Grants, digest_of
+from streamsrv.web.access.grants import KEY, Grant, GrantDamaged, Grants, digest_of, grants_of
 from streamsrv.web.access.principal import Principal
 from streamsrv.web.forms import Fields, json_answer, text_field
 from streamsrv.web.head import Head
@@ -47,13 +46,15 @@ class SignIn:
         settings: Settings,
         clock: Callable[[], float] = time.time,
         began: Callable[[Caller, Head, str], None] | None = None,
+        grants: Grants | None = None,
     ) -> None:
-        """`began` is called with the name of the principal of each new session."""
+        """`began` is called with the name of the principal of each new session. `grants` are those of the
+        settings by default."""
         self.began = began or _nothing
-        self.grants = Grants(Path(settings.data))
-        # Threads read the files themselves: the grants that a worker knows belong to its loop.
+        self.grants = grants or grants_of(settings)
+        # Threads read grants themselves: the grants that a worker knows belong to its loop.
         self.sessions = Sessions(self.grants, self.grants.find, settings.session_time, clock)
-        self._shares = Shares(self.grants, clock)
+        self._shares = Shares(self.grants)
         self._longest_share = settings.share_time
         self._clock = clock
 
