@@ -279,7 +279,7 @@ def open_documents(kind: str, data: Path, index: str = "", segments: str = "") -
     StoreError."""
     if not index or not segments:
         return FolderDocuments(data / kind)
-    room = _optional("streamsrv.store.postgresql.documents", "a cluster")
+    room = _optional("streamsrv.store.postgresql.documents", "a bucket for the segments")
     opened: Documents = room.DatabaseDocuments(index, kind)
     return opened
 

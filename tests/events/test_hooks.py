@@ -220,17 +220,13 @@ def test_wrong_hooks(tmp_path, words):
     assert not (tmp_path / "hooks").exists()
 
 
-def test_a_node_of_a_cluster_has_hooks_and_keys(tmp_path, monkeypatch):
+def test_a_node_of_a_cluster_has_hooks(tmp_path, monkeypatch):
     (tmp_path / "cache").mkdir()
-    data = ("--data", str(tmp_path))
-    hook, key = (
-        ("hook", "add", "https://ris.example/in", "--name", "a"),
-        ("key", "add", "k", "--rights", "read"),
-    )
-    assert [verb(*words, *data)[0] for words in (hook, key)] == [1, 1]
+    words = ("hook", "add", "https://ris.example/in", "--name", "a", "--data", str(tmp_path))
+    assert verb(*words)[0] == 1
     monkeypatch.setenv("STREAMSRV_SEGMENTS", "s3://bucket/store")
     monkeypatch.setenv("STREAMSRV_INDEX", "postgresql://db.example/streamsrv")
-    assert [verb(*words, *data)[0] for words in (hook, key)] == [0, 0]
+    assert verb(*words)[0] == 0
 
 
 def test_names_are_given_once(tmp_path):
