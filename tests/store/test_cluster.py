@@ -12,6 +12,7 @@ from store_world import add, derive, get, key_of, payload_of, put
 from streamsrv.errors import (
     BucketUnreachable,
     CommitConflict,
+    InstanceDamaged,
     Overloaded,
     SegmentGone,
     StoreError,
@@ -609,6 +610,8 @@ def test_a_damaged_record_moves_and_stays_damaged(one, cluster):
     (row,) = one.lookup(*KEYS[0])
     assert row.location.segment != segment
     assert [each.key for each in one.damaged_among([row.record_id])] == [KEYS[0]]
+    with one.open_segments([row.location.segment]) as lease, pytest.raises(InstanceDamaged):
+        one.require_whole(row, lease)
 
 
 def test_one_compaction_at_a_time(one, two):

@@ -5,6 +5,7 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
+from seaweed import BUCKET, variables
 from store_world import OPTIONS, derive, get, key_of, open_store, payload_of, put
 
 from streamsrv.errors import StoreError, StreamsrvError
@@ -44,6 +45,22 @@ def source(memory):
 @pytest.fixture
 def target(memory):
     with open_store(memory / "target", options=MOVING) as store:
+        yield store
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def any_target(request, memory, monkeypatch):
+    if request.param == "folder":
+        yield request.getfixturevalue("target")
+        return
+    bucket, name = request.getfixturevalue("object_store"), f"move_{memory.name}"
+    for variable, value in variables(bucket.endpoint).items():
+        monkeypatch.setenv(variable, value)
+    place = {
+        "index": request.getfixturevalue("database_server").url(name),
+        "segments": f"s3://{BUCKET}/{name}",
+    }
+    with Store.open(memory / "node", replace(MOVING, cache_size=64 << 20, **place)) as store:
         yield store
 
 
@@ -93,7 +110,8 @@ def test_everything_arrives_with_its_id_and_its_time(source, target, memory):
         assert put(again, payload_of(KEYS[0])) == [0]
 
 
-def test_a_second_run_brings_what_is_new_and_reads_it_once(source, target):
+def test_a_second_run_brings_what_is_new_and_reads_it_once(source, any_target):
+    target = any_target
     put(source, *map(payload_of, KEYS[:6]))
     assert moved(source, target)[0].counts["copied"] == 6
     put(source, *map(payload_of, KEYS[6:]))
@@ -106,7 +124,8 @@ def test_a_second_run_brings_what_is_new_and_reads_it_once(source, target):
     assert are_equal(source, target)
 
 
-def test_changes_of_the_source_meanwhile(source, target, monkeypatch):
+def test_changes_of_the_source_meanwhile(source, any_target, monkeypatch):
+    target = any_target
     put(source, *map(payload_of, KEYS[:8]))
     monkeypatch.setattr(movers, "PORTION_INSTANCES", 1)
     acts = [
@@ -154,7 +173,8 @@ def test_a_damaged_instance_is_named_and_all_others_arrive(source, target, memor
         assert put(again, payload_of(KEYS[3], fill="y"))[0].name == "REPLACED"
 
 
-def test_damage_is_registered_also_if_the_move_was_killed_before(source, target):
+def test_damage_is_registered_also_if_the_move_was_killed_before(source, any_target):
+    target = any_target
     put(source, *map(payload_of, KEYS))
     location = source.lookup(*KEYS[3])[0].location
     with source.layout.segment(location.segment).open("r+b") as file:

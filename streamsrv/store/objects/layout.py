@@ -115,10 +115,10 @@ class PartPlan:
         return first >= self.sent + self.part or self.end - self.sent >= 2 * self.part
 
 
-def final_header(form: RecordFormat, record: Record) -> bytes:
-    """The header of a record that has been received whole. The database knows the record that it
-    replaces."""
-    return record.header(form, FIRST_RECORD)
+def final_header(form: RecordFormat, record: Record, digest: bytes = b"") -> bytes:
+    """The header of a record that has been received whole, with its digest or another one. The database knows
+    the record that it replaces."""
+    return record.header(form, FIRST_RECORD, digest=digest)
 
 
 def pending_header(form: RecordFormat, record_id: bytes, segment: int, offset: int) -> bytes:

@@ -83,7 +83,8 @@ class ObjectWriter:
         return self._body
 
     def open_record(self, original: InstanceRow | None = None) -> None:
-        """The record is a copy of `original`, if that is given: it has the same id and time."""
+        """The record is a copy of `original`, if that is given: it has the same id and time. Its header has
+        the same digest, so that damage is found again."""
         if self._open_at >= 0:
             raise StoreError("a record is open already")
         self._open_at = self.end
@@ -180,8 +181,9 @@ class ObjectWriter:
     def close_record(self) -> Record:
         """The record can be read after the gathered pieces have been written."""
         record, self._open_at = self.received(), -1
+        header = final_header(self._form, record, self._original.digest if self._original else b"")
         with self._guard:
-            self._plan.close_record(record.end, final_header(self._form, record))
+            self._plan.close_record(record.end, header)
         return record
 
     def _record_id(self) -> bytes:

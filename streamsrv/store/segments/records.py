@@ -347,14 +347,17 @@ class Record:
     def end(self) -> int:
         return self.location.offset + self.location.length
 
-    def header(self, form: RecordFormat, began: int, replaced: bytes = NO_ID) -> bytes:
-        """The header of a record that has won. `replaced` is the id of the record that it replaces."""
+    def header(
+        self, form: RecordFormat, began: int, replaced: bytes = NO_ID, *, digest: bytes = b""
+    ) -> bytes:
+        """The header of a record that has won, with its digest or another one. `replaced` is the id of the
+        record that it replaces."""
         header = RecordHeader(
             RecordKind.INSTANCE,
             self.record_id,
             self.stored_at,
             self.location.length,
-            self.digest,
+            digest or self.digest,
             began,
             replaced,
         )

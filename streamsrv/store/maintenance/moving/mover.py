@@ -202,7 +202,7 @@ class Mover:
             return "it is not in the target"
         if not self._source.index.packed_rows([key]):
             return "it is in the target only"
-        return "its record in the target is another one"
+        return "the rows of both stores differ: run `streamsrv check` on the source"
 
     def name_damaged(self) -> int:
         """Name the damaged instances of the target. Returns the number of those that the source has whole."""
