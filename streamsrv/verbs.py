@@ -16,7 +16,7 @@ from typing import Any
 from streamsrv.config import SettingsError, add_config_argument, settings_of
 from streamsrv.errors import StreamsrvError
 from streamsrv.ingest.derivation import ReaderPool, derive
-from streamsrv.options import read_limits, store_options
+from streamsrv.options import check_store, read_limits, store_options
 from streamsrv.settings import Settings
 from streamsrv.store import NewInstance, Record, Store
 from streamsrv.store.maintenance.check import Finding, Severity, check
@@ -93,9 +93,10 @@ def run_check(args: argparse.Namespace) -> int:
     if args.rate and not args.only_segments:
         raise SettingsError("--rate can only be given with --segments")
     if args.only_segments:
-        require_folder(settings, "check --segments")
-        with open_store(settings, read_only=not os.access(settings.data, os.W_OK)) as store:
-            return print_findings(args, check_segments(store, Pace(args.rate)), {})
+        read_only = not settings.segments and not os.access(settings.data, os.W_OK)
+        with open_store(settings, read_only=read_only) as store:
+            scrubbed = of_objects("scrub").check_segments if settings.segments else check_segments
+            return print_findings(args, scrubbed(store, Pace(args.rate)), {})
     with open_store(settings, read_only=True) as store:
         checked = of_objects("check").check if settings.segments else check
         return print_findings(args, checked(store, deriver(settings)), {})
@@ -103,10 +104,14 @@ def run_check(args: argparse.Namespace) -> int:
 
 def run_reindex(args: argparse.Namespace) -> int:
     settings = settings_of(args)
-    require_folder(settings, "reindex")
-    if settings.index:
+    check_store(settings)
+    folder, derived = Path(settings.data), deriver(settings)
+    if settings.segments:
+        report = of_objects("reindex").reindex(folder, store_options(settings), derived)
+    elif settings.index:
         raise SettingsError("reindex makes the index in the folder of a store, and `index` names a database")
-    report = reindex(Path(settings.data), deriver(settings))
+    else:
+        report = reindex(folder, derived)
     counts = {"instances": report.instances, "segments": report.segments}
     return print_findings(args, report.findings, counts)
 
@@ -147,14 +152,13 @@ def open_store(settings: Settings, *, read_only: bool) -> Store:
 
 
 def of_objects(name: str) -> Any:
-    """The module for segments in a bucket, whose packages are optional."""
-    return import_module(f"streamsrv.store.maintenance.objects.{name}")
-
-
-def require_folder(settings: Settings, verb: str) -> None:
-    """Raises SettingsError if the segments are in a bucket."""
-    if settings.segments:
-        raise SettingsError(f"{verb} works on segments in a folder, and `segments` names a bucket")
+    """The module for segments in a bucket. Raises StreamsrvError if its packages are not installed."""
+    try:
+        return import_module(f"streamsrv.store.maintenance.objects.{name}")
+    except ModuleNotFoundError as error:
+        raise StreamsrvError(
+            f"segments in a bucket need the package {error.name}: install streamsrv[cluster]"
+        ) from error
 
 
 def deriver(settings: Settings, readers: ReaderPool | None = None) -> Callable[[Record], NewInstance]:
@@ -214,7 +218,7 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, An
 
 VERBS = {
     "check": (add_check_arguments, run_check),
-    "reindex": (add_store_arguments, run_reindex),
+    "reindex": (add_info_arguments, run_reindex),
     "compact": (add_compact_arguments, run_compact),
     "info": (add_info_arguments, run_info),
 }

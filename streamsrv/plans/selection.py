@@ -168,6 +168,11 @@ class Selection:
                 return refusal([damaged_record(row, MISSING_SEGMENT)])
         return StoreError("segments were replaced again and again while they were being opened")
 
+    def loss(self, gone: SegmentGone) -> StoreError:
+        """The error for a client whose bytes could not be fetched. Blocks."""
+        lost = self._store.lost_among(self.rows())
+        return refusal(lost) if lost else gone
+
     def require_undamaged(self) -> None:
         """Raises InstanceDamaged if the bytes of an instance are known to be damaged."""
         if self._packed is not None:

@@ -24,6 +24,7 @@ from typing import NamedTuple, TypeAlias
 
 from framecodecs.frameinfo import FrameInfo
 from streamsrv import __version__
+from streamsrv.errors import SegmentGone
 from streamsrv.pixels.description import Description
 from streamsrv.pixels.pool import PixelPool, left_early
 from streamsrv.pixels.tasks import FrameJob
@@ -237,12 +238,18 @@ def plan_answer(
         if target.kind is not Kind.METADATA:
             selection.require_undamaged()
         planned = plan(retrieval)
+    except SegmentGone as gone:
+        retrieval.end()
+        raise selection.loss(gone) from gone
     except BaseException:
         retrieval.end()
         raise
     if isinstance(planned, Answer) and planned.release is None:
         planned.file_at, planned.release = selection.lease.file_at, retrieval.end
-        return fetched(_dated(request, selection, planned), selection.lease)
+        try:
+            return fetched(_dated(request, selection, planned), selection.lease)
+        except SegmentGone as gone:
+            raise selection.loss(gone) from gone
     retrieval.end()
     if isinstance(planned, Pending):
         finish = planned.finish

@@ -81,6 +81,9 @@ def whole_dataset(rooms: Rooms, key: InstanceKey, taken: Callable[[str], Sequenc
             return WholeDataset(row, stored, *_as_stored(retrieval, row), retrieval.end)
         syntax, chunks = _chosen(retrieval, row, syntaxes)
         return WholeDataset(row, syntax, chunks, None, retrieval.end)
+    except SegmentGone as gone:
+        retrieval.end()
+        raise selection.loss(gone) from gone
     except BaseException:
         retrieval.end()
         raise

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from streamsrv.errors import Forbidden, StoreCorrupt, StoreError
 from streamsrv.query.rules import Rule
@@ -31,7 +31,7 @@ from streamsrv.store import folder as folders
 from streamsrv.store.documents import Documents, FolderDocuments
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.folder import FolderLock, Identity, Layout, Reserve
-from streamsrv.store.index import USUAL_MEMORY, Index
+from streamsrv.store.index import USUAL_MEMORY, DamagedRecord, Index
 from streamsrv.store.locks import Locks
 from streamsrv.store.rows import InstanceRow, SegmentRow
 from streamsrv.store.segments import tombstones, verifying
@@ -220,9 +220,17 @@ class Store:
         raises InstanceDamaged."""
         reason = verifying.damage_of(self.form, lease, row)
         if reason:
-            found = [verifying.damaged_record(row, reason)]
-            verifying.register(self.index, found)
-            raise verifying.refusal(found)
+            self._damaged(row, reason)
+
+    def _damaged(self, row: InstanceRow, reason: str) -> NoReturn:
+        found = [verifying.damaged_record(row, reason)]
+        verifying.register(self.index, found)
+        raise verifying.refusal(found)
+
+    def lost_among(self, rows: Iterable[InstanceRow]) -> list[DamagedRecord]:
+        """The instances whose bytes are lost, after SegmentGone from their lease. The files of leased
+        segments on a local disk are never lost."""
+        return []
 
 
 def _index(

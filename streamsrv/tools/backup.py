@@ -22,7 +22,11 @@ from streamsrv.verbs import (
     deriver,
     open_store,
     print_findings,
-    require_folder,
+)
+
+BUCKET = (
+    "backup copies segments in a folder, and `segments` names a bucket: first back up the database with "
+    "pg_dump or pg_basebackup, then copy or replicate the bucket with its own tools"
 )
 
 
@@ -63,7 +67,8 @@ def run_backup(args: argparse.Namespace) -> int:
             report.findings += beside.faults(args.folder)
         else:
             settings = settings_of(args)
-            require_folder(settings, "backup")
+            if settings.segments:
+                raise SettingsError(BUCKET)
             with open_store(settings, read_only=True) as store:
                 report = back_up(store, args.folder, pace.take, progress.draw)
             report.findings += beside.save(settings, args.folder)

@@ -15,7 +15,9 @@ from cluster_world import is_worker
 from fake_service import running as serving
 from kill_world import children, verb, waited
 from live_server import environment, executable, refused_start, start_server
-from seaweed import BUCKET, variables
+from obstore import delete, get, put
+from obstore import list as listed
+from seaweed import ADMIN, BUCKET, variables
 from small_client import Client, file_of, key_of, path_of
 from test_tutorial import run_through, steps_of_page
 from webhook_receiver import Receiver
@@ -123,9 +125,65 @@ def test_the_verbs_of_a_cluster(tmp_path, clients, flags, gateway, monkeypatch):
     assert clients[0].store([FILES[KEYS[0]]]).status == 200
     code, said = verb("info", *where)
     assert (code, "index instances: 12" in said) == (0, True), said
-    for name, *more in (("reindex",), ("backup", str(tmp_path / "copy")), ("check", "--segments")):
-        code, said = verb(name, *where, *more)
-        assert (code, "`segments` names a bucket" in said) == (2, True), said
+    assert verb("check", "--segments", *where) == (0, "all is well\n")
+    code, said = verb("backup", str(tmp_path / "copy"), *where)
+    assert (code, "with pg_dump or pg_basebackup, then copy or replicate the bucket" in said) == (2, True)
+    assert verb("reindex", *where) == (
+        3,
+        "streamsrv: nodes or verbs have this database open: end them first\n",
+    )
+
+
+PARTS = ("", "/frames/1", "/rendered", "/bulkdata/7FE00010")
+
+
+def test_an_object_that_is_lost_and_comes_back(tmp_path, object_store, clients, flags, gateway, monkeypatch):
+    """A node names the instance, registers it, and serves all others; it is stored again, or its object is
+    brought back."""
+    one, two = clients
+    keys = [key_of(31, 1, number) for number in (1, 2, 3)]
+    files = {key: file_of(key, 1, 20_000) for key in keys}
+    for key in keys:  # an object each
+        assert one.store([files[key]]).status == 200
+    bucket = object_store.store(ADMIN, BUCKET)
+    places = {key: place_of(bucket, files[key]) for key in keys}
+    for name, value in (variables(gateway[1]) | settings_of(flags)).items():
+        monkeypatch.setenv(name, value)
+    where = ("--data", str(tmp_path / "node"))
+    for key, part in zip(keys[:2], ("/frames/1", ""), strict=True):
+        delete(bucket, places[key][0])
+        reply = two.ask("GET", path_of(key) + part)
+        assert (reply.status, reply.json()["sop_instance"]) == (500, key[2]), reply.body
+        assert b"its object is not in the bucket" in reply.body
+    for client in clients:
+        for part in PARTS:
+            assert client.ask("GET", path_of(keys[0]) + part).status == 500, part
+        assert client.ask("GET", f"{path_of(keys[0])}/metadata").status == 200
+        assert client.read(keys[2]) == files[keys[2]]
+        reply = client.ask("GET", f"/studies/{keys[0][0]}")
+        assert (reply.status, reply.json()["sop_instance"]) == (500, keys[0][2])
+    code, said = verb("info", *where)
+    assert (code, "damaged: 2" in said) == (1, True), said
+    code, said = verb("check", *where)
+    assert (code, said.count("its object is not in the bucket")) == (1, 2), said
+    assert two.store([files[keys[0]]]).status == 200  # again
+    put(bucket, *places[keys[1]])
+    assert two.ask("GET", path_of(keys[1])).status == 500
+    assert verb("check", "--segments", *where) == (0, "all is well\n")
+    for client in clients:
+        assert {key: client.read(key) for key in keys} == files
+    assert verb("info", *where)[0] == 0
+    assert one.delete(keys[0][:1])
+
+
+def place_of(bucket, content):
+    """The key and the bytes of the object that has `content`."""
+    for page in listed(bucket, "two_nodes/segments/"):
+        for each in page:
+            found = bytes(get(bucket, each["path"]).bytes())
+            if content in found:
+                return each["path"], found
+    raise AssertionError("it is not there")
 
 
 def test_requests_while_the_bucket_is_away(object_store, nodes, clients, gateway, guarded):

@@ -3,9 +3,12 @@
 import os
 import shutil
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from cluster_store import Cluster
+from seaweed import variables
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -30,3 +33,30 @@ def memory_factory():
 def memory(memory_factory):
     """As tmp_path, in memory."""
     return memory_factory()
+
+
+@pytest.fixture
+def environment(object_store, monkeypatch):
+    for name, value in variables(object_store.endpoint).items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def cluster(request, memory, database_server, object_store, environment):
+    with ExitStack() as held:
+        yield Cluster(f"cluster_{memory.name}", memory, database_server, object_store, held)
+
+
+@pytest.fixture
+def nodes(cluster):
+    return cluster.node("a"), cluster.node("b")
+
+
+@pytest.fixture
+def one(nodes):
+    return nodes[0]
+
+
+@pytest.fixture
+def two(nodes):
+    return nodes[1]

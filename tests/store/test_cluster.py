@@ -1,13 +1,10 @@
 """Nodes of one store over PostgreSQL and a bucket: their races, what a sweeper removes, wrong settings."""
 
-import dataclasses
 import threading
-import time
-from contextlib import ExitStack
 
 import pytest
-from seaweed import BUCKET, variables
-from store_world import add, derive, get, key_of, payload_of, put
+from cluster_store import KEYS, begun, flip, is_in_bucket, swept, waited
+from store_world import derive, get, key_of, payload_of, put
 
 from streamsrv.errors import (
     BucketUnreachable,
@@ -25,87 +22,15 @@ from streamsrv.store import OnDuplicate, Outcome, Store, StoreOptions
 from streamsrv.store import transaction as transactions
 from streamsrv.store.cluster.leases import IntentKeeper
 from streamsrv.store.cluster.places import ObjectPlaces
-from streamsrv.store.cluster.sweeper import sweep
+from streamsrv.store.cluster.sweeper import Sweeper, sweep
 from streamsrv.store.folder import Layout
 from streamsrv.store.maintenance.objects.check import check
 from streamsrv.store.maintenance.objects.compact import compact
 from streamsrv.store.maintenance.objects.info import info
 from streamsrv.store.objects.bucket import opened
+from streamsrv.store.postgresql.object_table import ClaimedObject
 
 STORED, DUPLICATE, IDENTICAL, REPLACED, UNAUTHORIZED = Outcome
-KEYS = [key_of(1, 1, number) for number in range(4)]
-
-
-class Cluster:
-    """Its database is a schema, its bucket a prefix. `node` opens the store of another node."""
-
-    def __init__(self, name, folder, database, object_store, held):
-        self._name, self._folder, self._database, self._held = name, folder, database, held
-        self.options = StoreOptions(
-            min_free=0,
-            index=database.url(name),
-            segments=f"s3://{BUCKET}/{name}",
-            cache_size=64 << 20,
-            grace=10_000,  # no sweeper begins by itself
-            upload_lease=10_000,
-        )
-
-    def node(self, name, **options):
-        changed = dataclasses.replace(self.options, **options)
-        return self._held.enter_context(Store.open(self._folder / name, changed))
-
-    def sql(self, statement):
-        return self._database.sql(f"SET search_path = {self._name}; {statement}")
-
-    def states(self):
-        return self.sql("SELECT state FROM objects ORDER BY segment").split()
-
-    def pass_time(self):
-        """Everything that waits for a time is due."""
-        self.sql("UPDATE objects SET until = now() - interval '1 second' WHERE until IS NOT NULL")
-
-
-@pytest.fixture
-def environment(object_store, monkeypatch):
-    for name, value in variables(object_store.endpoint).items():
-        monkeypatch.setenv(name, value)
-
-
-@pytest.fixture
-def cluster(request, memory, database_server, object_store, environment):
-    with ExitStack() as held:
-        yield Cluster(f"cluster_{memory.name}", memory, database_server, object_store, held)
-
-
-@pytest.fixture
-def nodes(cluster):
-    return cluster.node("a"), cluster.node("b")
-
-
-@pytest.fixture
-def one(nodes):
-    return nodes[0]
-
-
-@pytest.fixture
-def two(nodes):
-    return nodes[1]
-
-
-def swept(store):
-    return sweep(store.rooms.table, store.rooms.bucket)
-
-
-def is_in_bucket(store, segment, key):
-    try:
-        return store.rooms.bucket.length(key) > 0
-    except SegmentGone:
-        return False
-
-
-def begun(store, *payloads):
-    transaction = store.begin()
-    return transaction, [add(transaction, payload) for payload in payloads]
 
 
 def before_commit(store, monkeypatch, act):
@@ -342,6 +267,53 @@ def test_a_sweeper_that_died_is_followed_by_another_one(one, two, cluster):
     assert cluster.states() == []
 
 
+def test_objects_that_cannot_be_removed_are_due_again_soon(one, two, cluster, monkeypatch):
+    """Each time they wait longer; then another sweeper may remove them."""
+    for key in KEYS[:2]:
+        put(one, payload_of(key))
+    one.delete("1.1")
+    cluster.pass_time()
+
+    def fail(key):
+        raise BucketUnreachable("away")
+
+    left = "SELECT bool_and(until > now() + interval '6 s' AND until < now() + interval '8 s') FROM objects"
+    with monkeypatch.context() as gateway:
+        gateway.setattr(one.rooms.bucket, "remove", fail)
+        with pytest.raises(BucketUnreachable):
+            sweep(one.rooms.table, one.rooms.bucket, 7.5)
+    assert cluster.states() == ["removing", "removing"]
+    assert cluster.sql(left) == "t"
+    assert swept(two) == 0
+    cluster.pass_time()
+    assert swept(two) == 2
+    assert cluster.states() == []
+
+
+def test_a_sweeper_waits_longer_after_each_failure():
+    waits = []
+
+    class Away:
+        def claim(self, most, seconds):
+            return [ClaimedObject(1, "key", "condemned")] if len(waits) < 4 else []
+
+        def put_off(self, segments, seconds):
+            waits.append(seconds)
+
+        def remove(self, key):
+            raise BucketUnreachable("away")
+
+        def write_all(self):
+            return 0
+
+    away = Away()
+    sweeper = Sweeper(away, away, away, 0.01)
+    waited(lambda: len(waits) == 4)
+    sweeper.close()
+    for wait, most in zip(waits, (5, 30, 300, 300), strict=True):
+        assert most / 2 <= wait <= most
+
+
 def test_an_upload_is_removed_twice_also_if_its_sweeper_died(one, two, cluster):
     transaction, pairs = begun(one, payload_of(KEYS[0]))
     cluster.pass_time()
@@ -363,13 +335,6 @@ def test_intents_are_renewed_while_they_are_held(cluster):
     assert cluster.states() == ["intent"]
     transaction.abort()
     assert cluster.states() == []
-
-
-def waited(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_the_sweeper_of_a_node_needs_no_call(cluster):
@@ -453,7 +418,7 @@ def refusal(cluster, **options):
 
 
 def test_stores_that_do_not_belong_together_are_refused(one, cluster, database_server):
-    empty = database_server.url(f"{cluster._name}_empty")
+    empty = database_server.url(f"{cluster.name}_empty")
     error = refusal(cluster, index=empty)
     assert isinstance(error, WrongStore)
     assert f"the bucket has store {one.store_id}, and this database is empty: nothing was chang" in str(error)
@@ -483,7 +448,7 @@ def test_a_founding_that_broke_off_goes_on(cluster, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             cluster.node("a")
     with pytest.raises(StoreError, match="the bucket has no store: open the store for writing once"):
-        Store.open(Layout(cluster._folder / "r").root, cluster.options, read_only=True)
+        Store.open(Layout(cluster.folder / "r").root, cluster.options, read_only=True)
     put(cluster.node("a"), payload_of(KEYS[0]))
     assert get(cluster.node("b"), KEYS[0]) == payload_of(KEYS[0])
 
@@ -497,7 +462,7 @@ def test_settings_that_are_wrong_get_a_sentence(cluster, memory, database_server
     folder.close()
     with pytest.raises(StoreError, match="holds a store with segments of its own"):
         cluster.node("own")
-    local = database_server.url(f"{cluster._name}_local")
+    local = database_server.url(f"{cluster.name}_local")
     Store.open(memory / "local", StoreOptions(min_free=0, index=local)).close()
     error = refusal(cluster, index=local, segments=f"{cluster.options.segments}/new")
     assert "has the index of a store whose segments are in a folder" in str(error)
@@ -510,15 +475,6 @@ def test_settings_that_are_wrong_get_a_sentence(cluster, memory, database_server
 
 def findings(store):
     return [str(each) for each in check(store, derive)]
-
-
-def flip(store, segment, offset):
-    """Change one byte of an object, as a bucket that decays does."""
-    ((_, key, length),) = store.rooms.table.find([segment])
-    content = bytearray(store.rooms.bucket.read(key, 0, length))
-    content[offset] ^= 1
-    store.rooms.bucket.put(key, bytes(content))
-    return key
 
 
 def test_a_check_reads_every_object(one, two, cluster):

@@ -12,6 +12,7 @@ import subprocess
 import pytest
 from hostile_files import element, instance
 from obstore.store import MemoryStore
+from seaweed import BUCKET, variables
 from small_client import file_of, key_of
 
 from streamsrv.cli import FAILED, main
@@ -132,7 +133,63 @@ def test_instances_come_back_from_an_object(tmp_path, capsys, part):
     assert (code, report["errors"], report["instances"]) == (0, 0, 6)
     assert files_in(out / "instances") == expected()
     with (out / "manifest.csv").open(newline="") as stream:
-        assert {line["found_by"] for line in csv.DictReader(stream)} == {"chain"}
+        assert {line["found_by"] for line in csv.DictReader(stream)} == {"trailer"}
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory, database_server, object_store):
+    """The URL of a bucket with six instances, of which two have gone, and the store."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables(object_store.endpoint).items():
+            patch.setenv(name, value)
+        url = f"s3://{BUCKET}/salvage"
+        options = StoreOptions(min_free=0, index=database_server.url("salvage"), segments=url, grace=10_000)
+        with Store.open(tmp_path_factory.mktemp("node"), options) as store:
+            put(store, *FILES[:4])
+            put(store, *FILES[4:])
+            put(store, FILES[0])  # refused
+            store.delete(*KEYS[0])
+            put(store, file_of(KEYS[1], 2, 5000), on_duplicate=OnDuplicate.REPLACE)
+            yield url, store
+
+
+def test_instances_come_back_from_a_bucket(bucket, tmp_path, capsys):
+    """Deleted and replaced ones are known by the tombstones. A second run reads nothing again."""
+    url, store = bucket
+    out = tmp_path / "out"
+    for _ in range(2):
+        code, report = salvage(capsys, out, url)
+        assert (code, report["findings"], report["instances"], report["deleted"]) == (0, [], 5, 2)
+        newer = {KEYS[1][2]: file_of(KEYS[1], 2, 5000)}
+        assert files_in(out / "instances") == expected(KEYS[0]) | newer
+        assert sorted(files_in(out / "deleted").values()) == sorted(FILES[:2])
+    segment = store.lookup(*KEYS[2])[0].location.segment
+    ((_, key, length),) = store.rooms.table.find([segment])
+    content = bytes(store.rooms.bucket.read(key, 0, length))
+    store.rooms.bucket.remove(key)
+    assert salvage(capsys, out, url)[1]["instances"] == 5
+    for place in (length - 50, content.find(FILES[2]) + 3000):
+        broken = bytearray(content)
+        broken[place] ^= 1
+        store.rooms.bucket.put(key, bytes(broken))
+        code, report = salvage(capsys, tmp_path / f"out-{place}", url)
+        assert code == FAILED
+        assert report["findings"][0]["where"].startswith(key)
+        assert (report["instances"], report["damaged"]) == ((5, 0) if place == length - 50 else (4, 1))
+    store.rooms.bucket.put(key, content)
+
+
+def test_buckets_that_cannot_be_read(bucket, tmp_path, capsys, monkeypatch):
+    for url, sentence in (
+        (f"s3://{BUCKET}/nothing", "no segment was found"),
+        ("s3://of-another-owner/x", "refuses the credentials"),
+        ("s3://", "is not a URL like s3://"),
+    ):
+        assert main(["salvage", str(tmp_path / "out"), url]) == FAILED
+        assert sentence in capsys.readouterr().err
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    assert main(["salvage", str(tmp_path / "out"), bucket[0]]) == FAILED
+    assert "the gateway does not answer" in capsys.readouterr().err
 
 
 def test_deleted_and_replaced_instances_are_put_aside(tmp_path, capsys):

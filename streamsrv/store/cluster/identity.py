@@ -32,7 +32,8 @@ def agreed(bucket: Bucket, connections: Connections, *, read_only: bool) -> Iden
         if known is not None:
             raise WrongStore(
                 f"the bucket has store {known.store_id}, and this database is empty: nothing was changed. "
-                "Name the database of that store, or another prefix for a new store"
+                "Name the database of that store, or another prefix for a new store. If the database is "
+                "lost, `streamsrv reindex` makes it again"
             )
         if read_only:
             raise StoreError("the database has no index: open the store for writing once")

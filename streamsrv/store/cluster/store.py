@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterable
@@ -25,18 +26,21 @@ from streamsrv.store.cluster import identity as identities
 from streamsrv.store.cluster.leases import IntentKeeper
 from streamsrv.store.cluster.places import ObjectPlaces
 from streamsrv.store.cluster.sweeper import Sweeper
+from streamsrv.store.cluster.tombstones import TombstoneWriter
 from streamsrv.store.cluster.transaction import ATTEMPTS, ObjectRooms, ObjectTransaction
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.folder import Identity, Layout, Reserve, require_writable
-from streamsrv.store.index import Index, PackedRow, split_triple
+from streamsrv.store.index import DamagedRecord, Index, PackedRow, split_triple
 from streamsrv.store.objects import bucket as buckets
 from streamsrv.store.objects.cache import ObjectCache
 from streamsrv.store.postgresql.connections import Connections
 from streamsrv.store.postgresql.database import open_object_index
 from streamsrv.store.postgresql.object_table import ObjectTable
-from streamsrv.store.rows import NO_SEGMENT, SLICE_INSTANCES, InstanceKey
+from streamsrv.store.postgresql.tombstone_table import TombstoneTable
+from streamsrv.store.rows import NO_SEGMENT, SLICE_INSTANCES, InstanceKey, InstanceRow
+from streamsrv.store.segments import verifying
 from streamsrv.store.segments.leases import SegmentLease
-from streamsrv.store.segments.records import RecordFormat
+from streamsrv.store.segments.records import PayloadDigest, RecordFormat
 from streamsrv.store.segments.segments import Clock
 from streamsrv.store.store import Store, require_no_move
 
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
 
 # The bucket is asked so often whether it is there, in seconds: each time is a request that may cost money.
 BUCKET_PROBED = 5.0
+PIECE = 8 << 20
 
 
 class ClusterStore(Store):
@@ -99,6 +104,7 @@ class ClusterStore(Store):
         while True:
             rows = self.index.packed(study, series, instance, after=after, limit=SLICE_INSTANCES)
             removed += self._delete(rows)
+            self.rooms.tombstones.write_own()
             if len(rows) < SLICE_INSTANCES:
                 return removed
             after = split_triple(rows[-1][0])
@@ -120,6 +126,53 @@ class ClusterStore(Store):
     def open_segments(self, segments: Iterable[int]) -> SegmentLease:
         return self.rooms.readers.open(segments)
 
+    def require_whole(self, row: InstanceRow, lease: SegmentLease) -> None:
+        """The bytes in the bucket decide: those in the cache may have changed on this node alone. Raises
+        StoreError then."""
+        reason = verifying.damage_of(self.form, lease, row)
+        if not reason:
+            return
+        if self._digest_in_bucket(row) == row.digest:
+            raise StoreError(
+                "the cache of this node has wrong bytes of the instance: remove the folder of the cache"
+            )
+        self._damaged(row, reason)
+
+    def _digest_in_bucket(self, row: InstanceRow) -> bytes:
+        segment, offset, length = row.location
+        ((_, key, _),) = self.rooms.table.find([segment]) or [(segment, "", 0)]
+        running = PayloadDigest()
+        for at in range(offset, offset + length, PIECE):
+            running.update(self.rooms.bucket.read(key, at, min(PIECE, offset + length - at)))
+        return running.digest()
+
+    def lost_among(self, rows: Iterable[InstanceRow]) -> list[DamagedRecord]:
+        """Those of the first object that is not in the bucket. They are registered as damaged."""
+        there = set[int]()
+        lost: int | None = None
+        found: list[InstanceRow] = []
+        for row in rows:
+            segment = row.location.segment
+            if lost is None and segment not in there:
+                if self._is_there(segment):
+                    there.add(segment)
+                else:
+                    lost = segment
+            if segment == lost and len(found) < SLICE_INSTANCES:
+                found.append(row)
+        current = self.index.existing([row.key for row in found])
+        records = [
+            verifying.damaged_record(row, verifying.MISSING_OBJECT)
+            for row, now in zip(found, current, strict=True)
+            if now is not None and (now.record_id, now.location) == (row.record_id, row.location)
+        ]
+        verifying.register((self._whole or self).index, records)
+        return records
+
+    def _is_there(self, segment: int) -> bool:
+        found = self.rooms.table.find([segment])
+        return bool(found) and self.rooms.bucket.has(found[0][1])
+
 
 def open_cluster(
     folder: Path, options: StoreOptions, *, read_only: bool = False, fileops: FileOps | None = None
@@ -138,21 +191,24 @@ def open_cluster(
     require_writable(layout)
     bucket = buckets.opened(options.segments)
     with contextlib.ExitStack() as held:
-        connections = Connections(options.index)
+        connections = Connections(options.index, present=True)
         held.callback(connections.close)
         identity = identities.agreed(bucket, connections, read_only=read_only)
+        connections.announce()
         bucket.proof = identities.KEY
+        node = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         index = open_object_index(
             connections,
             read_only=read_only,
             store=identity.fingerprint,
             keep_changes=options.keep_changes,
             grace=options.grace,
+            node=node,
         )
         held.callback(index.close)
         if not (read_only or options.moving):
             require_no_move(index)
-        table = ObjectTable(connections, f"{socket.gethostname()}:{os.getpid()}")
+        table = ObjectTable(connections, node)
         cache = options.cache or layout.root / "cache"
         readers = ObjectCache(cache, options.cache_size, bucket, ObjectPlaces(table).find)
         held.callback(readers.close)
@@ -160,9 +216,13 @@ def open_cluster(
         held.callback(intents.close)
         form = RecordFormat(identity.secret, identity.fingerprint)
         reserve = Reserve(layout.root, ops, options.min_free, 0)
-        rooms = ObjectRooms(bucket, table, intents, readers, form, Clock(), layout.root, ops, reserve)
+        tombstones = TombstoneWriter(TombstoneTable(connections, node), bucket, form)
+        rooms = ObjectRooms(
+            bucket, table, intents, tombstones, readers, form, Clock(), layout.root, ops, reserve
+        )
         if not read_only:
-            held.callback(Sweeper(table, bucket, min(options.grace, options.upload_lease)).close)
+            soonest = min(options.grace, options.upload_lease)
+            held.callback(Sweeper(table, bucket, tombstones, soonest).close)
         store = ClusterStore(layout, identity, index, rooms, read_only)
         store._held = held.pop_all()
         return store

@@ -1,7 +1,8 @@
 """The sweeper: removes objects that nothing needs any more.
 
 Strategy: each worker of each node has one, in a thread that wakes up now and then. A sweeper claims objects
-that are due, so two never remove the same. It may die: then another one claims them after CLAIM seconds.
+that are due, so two never remove the same. It may die: then another one claims them after CLAIM seconds. If
+the bucket does not answer, they wait for the next of WAITS. It also writes the tombstones that are left.
 
 Rules of this file
 - An object is due by the clock of the database. The bucket is never listed.
@@ -11,11 +12,13 @@ Rules of this file
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
 
 from streamsrv.errors import StoreError
+from streamsrv.store.cluster.tombstones import TombstoneWriter
 from streamsrv.store.objects.bucket import Bucket
 from streamsrv.store.postgresql.object_table import ObjectTable
 
@@ -24,16 +27,23 @@ log = logging.getLogger("streamsrv.store")
 MOST = 100  # objects of one claim
 CLAIM = 300.0  # seconds
 AGAIN = 86_400.0  # seconds
+# After the first, the second and each later failure, in seconds: half of the time, up to all of it.
+WAITS = (5.0, 30.0, CLAIM)
 LONGEST_PAUSE = 60.0  # seconds
 
 
-def sweep(table: ObjectTable, bucket: Bucket) -> int:
-    """Remove the objects that are due; returns their number. Raises BucketUnreachable, IndexUnreachable,
-    StoreError."""
+def sweep(table: ObjectTable, bucket: Bucket, wait: float = WAITS[0]) -> int:
+    """Remove the objects that are due; returns their number. After a failure the others are due again in
+    `wait` seconds. Raises BucketUnreachable, IndexUnreachable, StoreError."""
     number = 0
     while found := table.claim(MOST, CLAIM):
-        for each in found:
-            bucket.remove(each.key)
+        for done, each in enumerate(found):
+            try:
+                bucket.remove(each.key)
+            except StoreError:
+                with contextlib.suppress(StoreError):
+                    table.put_off([left.segment for left in found[done:]], wait)
+                raise
             table.removed(each.segment, AGAIN if each.was == "intent" else 0)
         number += len(found)
     return number
@@ -43,8 +53,12 @@ class Sweeper:
     """Sweeps again and again, until `close`. `soonest` is the shortest time in seconds after which an object
     may be due."""
 
-    def __init__(self, table: ObjectTable, bucket: Bucket, soonest: float) -> None:
+    def __init__(
+        self, table: ObjectTable, bucket: Bucket, tombstones: TombstoneWriter, soonest: float
+    ) -> None:
         self._table = table
+        self._tombstones = tombstones
+        self._failures = 0  # one after the other
         self._bucket = bucket
         self._pause = min(max(soonest / 4, 0.2), LONGEST_PAUSE)
         self._end = threading.Event()
@@ -52,12 +66,17 @@ class Sweeper:
         self._thread.start()
 
     def _run(self) -> None:
+        pause = self._pause
         # Sweepers of many nodes start together, and should not go on so.
-        while not self._end.wait(self._pause * random.uniform(0.5, 1.5)):
+        while not self._end.wait(pause * random.uniform(0.5, 1.5)):
+            wait = WAITS[min(self._failures, len(WAITS) - 1)] * random.uniform(0.5, 1)
             try:
-                if number := sweep(self._table, self._bucket):
+                if number := sweep(self._table, self._bucket, wait):
                     log.info("sweeper: %d objects were removed", number)
+                self._tombstones.write_all()
+                self._failures, pause = 0, self._pause
             except StoreError as error:
+                self._failures, pause = self._failures + 1, min(wait, self._pause)
                 log.warning("sweeper: %s", error)
 
     def close(self) -> None:

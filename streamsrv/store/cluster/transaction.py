@@ -31,6 +31,7 @@ from streamsrv.errors import CommitConflict, IndexUnreachable, Overloaded, Store
 from streamsrv.query.rules import Rule
 from streamsrv.store import failpoints
 from streamsrv.store.cluster.leases import IntentKeeper
+from streamsrv.store.cluster.tombstones import TombstoneWriter
 from streamsrv.store.fileops import Buffer, FileOps
 from streamsrv.store.folder import Reserve
 from streamsrv.store.index import Index
@@ -56,6 +57,7 @@ class ObjectRooms:
     bucket: Bucket
     table: ObjectTable
     intents: IntentKeeper
+    tombstones: TombstoneWriter
     readers: ObjectCache
     form: RecordFormat
     clock: Clock
@@ -166,6 +168,8 @@ class ObjectTransaction(Transaction):
             try:
                 if decision.winners:
                     self._complete(decision)
+                self._bury(decision.losers)
+                if decision.winners:
                     self._commit(decision)
                 return decision.outcomes
             except CommitConflict as conflict:
@@ -185,6 +189,12 @@ class ObjectTransaction(Transaction):
         self._length = self._writer.complete(list(self._records.values()))
         failpoints.hit("after-data-sync")
 
+    def _bury(self, losers: Sequence[Record]) -> None:
+        """The trailer has records that are refused now, if the object was complete before."""
+        listed = [record.record_id for record in losers if self._length and record.number in self._records]
+        if listed:
+            self._rooms.tombstones.table.add(listed, self._segment)
+
     def _commit(self, decision: Decision) -> None:
         try:
             self._index.commit(
@@ -202,3 +212,5 @@ class ObjectTransaction(Transaction):
             raise
         self._named = True
         failpoints.hit("after-commit")
+        if decision.replaced:
+            self._rooms.tombstones.write_own()

@@ -8,7 +8,7 @@ from streamsrv.store.index.answers import (
     reader_of,
 )
 from streamsrv.store.index.audit import Audit
-from streamsrv.store.index.batch import Batch, Prepared, Removal, prepare, runs
+from streamsrv.store.index.batch import Batch, Gone, Prepared, Removal, prepare, runs
 from streamsrv.store.index.damage import DamagedRecord
 from streamsrv.store.index.environment import birth
 from streamsrv.store.index.few_studies import USUAL_MEMORY

@@ -1,4 +1,4 @@
-"""Copies the instances of segments, without the identity of their store and without an index.
+"""Copies the instances of segments and objects, without the identity of their store and without an index.
 
     OUT/instances/STUDY/SERIES/INSTANCE.dcm        whole, and not deleted as far as the segments tell
     OUT/deleted/STUDY/SERIES/INSTANCE.RECORD.dcm   deleted or replaced
@@ -11,6 +11,7 @@ Rules of this file
   a file, so it goes on where the last one ended.
 - Which instances are deleted is decided in the end, because any segment may have the tombstone.
 - A store has one instance of a study, series and SOP Instance UID. So the older of two is deleted, too.
+- An object that was copied without a finding is not read again, while its files are there.
 - One piece of an instance, one tombstone and one page of the database are in memory.
 """
 
@@ -56,7 +57,9 @@ CREATE TABLE IF NOT EXISTS instances (
     length INTEGER, sha256 TEXT, segment TEXT, offset INTEGER, found_by TEXT, deleted INTEGER DEFAULT 0
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS instances_by_key ON instances (study, series, instance);
+CREATE INDEX IF NOT EXISTS instances_by_segment ON instances (segment);
 CREATE TABLE IF NOT EXISTS deleted (record_id BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS done (segment TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 COLUMNS = "place, sha256, length, study, series, instance, stored_at, segment, offset, found_by, deleted"
 HEAD = (
@@ -81,12 +84,14 @@ class SalvageCounts:
 
 
 class SegmentSource(NamedTuple):
-    path: Path
+    """`name` is that of its file, or the key of its object."""
+
+    name: str
     file: SegmentDescriptor
     size: int
 
     def finding(self, severity: Severity, offset: int, what: str) -> Finding:
-        return Finding(severity, f"{self.path.name}, byte {offset}", what)
+        return Finding(severity, f"{self.name}, byte {offset}", what)
 
     def record(self, found: FoundRecord) -> Record:
         location = Location(0, found.payload, found.header.length)
@@ -109,7 +114,8 @@ class Salvage:
         self._key_of = key_of
         self._name_of = name_of
         self._out = out
-        self._report = report
+        self._report_to = report
+        self._reported = 0
         self._waiting = 0  # instances behind the last commit
         self._markers = set[bytes]()  # of segments with a whole header
         self.counts = SalvageCounts()
@@ -121,30 +127,59 @@ class Salvage:
     def __exit__(self, *_: object) -> None:
         self._rows.close()
 
+    def _report(self, finding: Finding) -> None:
+        self._reported += 1
+        self._report_to(finding)
+
     def look_at(self, path: Path) -> None:
         """Remembers the marker of a segment, for segments of its store with a damaged header."""
         with path.open("rb") as stream:
-            marker = marker_in(stream.read(FIRST_RECORD))
+            self._remember(stream.read(FIRST_RECORD))
+
+    def _remember(self, head: bytes) -> None:
+        marker = marker_in(head)
         self._markers |= {marker} if marker else set()
 
-    def take_segment(self, path: Path, progress: Callable[[int], None]) -> None:
+    def take_file(self, path: Path, progress: Callable[[int], None]) -> None:
+        """As `take`, of a segment file."""
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            self.take(SegmentSource(path.name, SegmentDescriptor(stream.fileno()), size), progress)
+
+    def take_object(
+        self, key: str, fd: int, size: int, progress: Callable[[int], None], *, lists: bool
+    ) -> None:
+        """As `take`, of a file with the bytes of an object. `lists`: it should have a trailer."""
+        before = self._reported
+        self._remember(os.pread(fd, FIRST_RECORD, 0))
+        self.take(SegmentSource(key, SegmentDescriptor(fd), size), progress, lists=lists)
+        if self._reported == before:
+            self._rows.execute("INSERT OR IGNORE INTO done VALUES (?)", (key,))
+
+    def is_done(self, key: str) -> bool:
+        """Whether an earlier run has copied an object, and all of its files are there."""
+        if self._rows.execute("SELECT 1 FROM done WHERE segment = ?", (key,)).fetchone() is None:
+            return False
+        select = "SELECT place, length FROM instances WHERE segment = ?"
+        return all(self._has_file(*row) for row in self._rows.execute(select, (key,)))
+
+    def take(self, source: SegmentSource, progress: Callable[[int], None], *, lists: bool = False) -> None:
         """Copies the instances of a segment, and remembers the deleted record ids. `progress` gets the bytes
         of the segment that are done."""
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            source = SegmentSource(path, SegmentDescriptor(fd), os.fstat(fd).st_size)
-            marker = self._marker(source)
-            if marker is None:
-                return
-            for step in UnkeyedWalk(fd, source.size, marker).steps():
-                if isinstance(step, DamagedBytes):
-                    self._lost(source, step)
-                    progress(step.end)
-                else:
-                    self._take(source, step)
-                    progress(step.found.end)
-        finally:
-            os.close(fd)
+        marker = self._marker(source)
+        if marker is None:
+            return
+        walk = UnkeyedWalk(source.file.fd, source.size, marker)
+        if lists and not walk.is_listed:
+            what = "the list of its records is damaged: refused instances may be among the others"
+            self._report(source.finding(Severity.ERROR, source.size, what))
+        for step in walk.steps():
+            if isinstance(step, DamagedBytes):
+                self._lost(source, step)
+                progress(step.end)
+            else:
+                self._take(source, step)
+                progress(step.found.end)
 
     def finish(self) -> None:
         """Puts deleted instances aside and writes the manifest."""
@@ -224,7 +259,7 @@ class Salvage:
             self._put(source, step, key, part, sha256)
             return
         self.counts.damaged += 1
-        place = f"damaged/{self._name_of(source.path.stem)}-{step.found.offset}.dcm"
+        place = f"damaged/{self._name_of(Path(source.name).stem)}-{step.found.offset}.dcm"
         self._move("part", place)
         what = f"{' '.join(key) if key else 'an instance'}: its bytes are not those that arrived: see {place}"
         self._report(source.finding(Severity.ERROR, step.found.payload, what))
@@ -233,8 +268,11 @@ class Salvage:
         row = self._rows.execute("SELECT place FROM instances WHERE record_id = ?", (record_id,)).fetchone()
         if row is None:
             return False
+        return self._has_file(row[0], length)
+
+    def _has_file(self, place: str, length: int) -> bool:
         try:
-            return (self._out / str(row[0])).stat().st_size == length
+            return (self._out / place).stat().st_size == length
         except FileNotFoundError:
             return False
 
@@ -254,7 +292,7 @@ class Salvage:
                 newest = False
         place = self._place_of(key) if newest else self._aside_of(key, header.record_id)
         self._move(part.name, place)
-        where = source.path.name, step.found.offset, step.proof.value
+        where = source.name, step.found.offset, step.proof.value
         about = header.stored_at, place, header.length, sha256
         values = header.record_id, *key, *about, *where, int(not newest)
         self._rows.execute(f"INSERT OR REPLACE INTO instances VALUES ({', '.join('?' * 12)})", values)

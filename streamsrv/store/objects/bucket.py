@@ -6,7 +6,7 @@ GIL, so threads run them at the same time.
 Rules of this file
 - No call waits without a limit: a connection CONNECT seconds, each byte that is waited for FIRST_BYTE
   seconds. The transfer of a part may take longer.
-- Correctness does not rest on conditional requests, nor on a listing of the bucket.
+- Correctness does not rest on conditional requests, nor on a listing of the bucket: tools list it.
 - The log has the error of the gateway. The client gets a sentence without URL and key.
 """
 
@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterator
 from datetime import timedelta
 from http import HTTPStatus
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 import obstore
@@ -51,6 +51,14 @@ _PASSING = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 log = logging.getLogger("streamsrv.store")
 
 
+class ListedObject(NamedTuple):
+    """`modified` are seconds since 1970, by the clock of the bucket."""
+
+    key: str
+    length: int
+    modified: float
+
+
 class Bucket:
     """Objects under one prefix. Any thread may call it; all calls block."""
 
@@ -78,6 +86,15 @@ class Bucket:
             raise StoreCorrupt(f"an object ends at byte {offset + len(found)}, not at {offset + length}")
         return found
 
+    def has(self, key: str) -> bool:
+        """Whether there is such an object. Raises BucketUnreachable, StoreError."""
+        try:
+            self.length(key)
+        except SegmentGone:
+            self._prove()
+            return False
+        return True
+
     def _prove(self) -> None:
         """A gateway that finds nothing does not tell that an object is gone."""
         try:
@@ -90,6 +107,13 @@ class Bucket:
         with _translated("reading from"):
             found: int = obstore.head(self._reading, key)["size"]
         return found
+
+    def listed(self, prefix: str) -> Iterator[ListedObject]:
+        """The objects whose keys begin with `prefix`, a path that ends with a slash."""
+        with _translated("listing"):
+            for page in obstore.list(self._reading, prefix):
+                for each in page:
+                    yield ListedObject(each["path"], each["size"], each["last_modified"].timestamp())
 
     def content(self, key: str) -> bytes:
         """A whole object, which is short. Raises SegmentGone."""

@@ -7,6 +7,8 @@
 
 An entry of the trailer is the offset of a record (8 bytes) and its final header (104 bytes).
 
+A tombstone is an object of its own: a file header of segment 0, and a TOMBSTONE record.
+
 Strategy: bytes leave in parts, in their order. A part is held back while the header of a record in it is not
 final, until a second part is full. So a record that is no longer than a part has its final header in front,
 as in a segment file. The header in front of a longer one stays PENDING, and the trailer has the final one.
@@ -20,12 +22,13 @@ Rules of this file
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from streamsrv.store.rows import FIRST_RECORD
+from streamsrv.store.rows import FIRST_RECORD, NO_SEGMENT
 from streamsrv.store.segments.records import (
     HEADER,
     NO_DIGEST,
@@ -39,17 +42,37 @@ from streamsrv.store.segments.records import (
     RecordHeader,
     RecordKind,
     Step,
+    pack_file_header,
+    pack_ids,
 )
 
 _OFFSET = struct.Struct("<Q")
 ENTRY = _OFFSET.size + HEADER
+# The keys of objects, and those of tombstones, begin so.
+SEGMENTS, TOMBSTONES = "segments/", "deleted/"
+_KEY = re.compile(rf"{SEGMENTS}[0-9a-f]{{2}}/[0-9a-f]{{32}}-([0-9a-f]{{8}})")
+
+
+def _fresh(prefix: str) -> str:
+    """A key that was never used. Its first characters are random, so that keys spread over the partitions of
+    the bucket."""
+    random = secrets.token_hex(16)
+    return f"{prefix}{random[:2]}/{random}"
 
 
 def fresh_stem() -> str:
-    """The begin of a key that was never used; behind it stands the segment in eight hex digits. Its first
-    characters are random, so that keys spread over the partitions of the bucket."""
-    random = secrets.token_hex(16)
-    return f"segments/{random[:2]}/{random}-"
+    """The begin of a key that was never used; behind it stands the segment in eight hex digits."""
+    return f"{_fresh(SEGMENTS)}-"
+
+
+def fresh_tombstone_key() -> str:
+    return _fresh(TOMBSTONES)
+
+
+def segment_of(key: str) -> int | None:
+    """None if it is not the key of a segment."""
+    found = _KEY.fullmatch(key)
+    return int(found[1], 16) if found else None
 
 
 def fresh_key(segment: int) -> str:
@@ -126,6 +149,14 @@ def pending_header(form: RecordFormat, record_id: bytes, segment: int, offset: i
     return form.pack(header, segment, offset)
 
 
+def tombstone_object(form: RecordFormat, ids: bytes, stored_at: int) -> bytes:
+    """An object that says that these records are dead, `ids` one behind the other."""
+    payload = pack_ids([ids])
+    record_id, digest = secrets.token_bytes(len(NO_ID)), PayloadDigest(payload).digest()
+    header = RecordHeader(RecordKind.TOMBSTONE, record_id, stored_at, len(payload), digest, FIRST_RECORD)
+    return pack_file_header(form, NO_SEGMENT) + form.pack(header, NO_SEGMENT, FIRST_RECORD) + payload
+
+
 def pack_trailer(form: RecordFormat, segment: int, offset: int, records: Sequence[Record]) -> bytes:
     """TRAILER and SEAL of an object whose records end at `offset`."""
     entries = b"".join(_OFFSET.pack(record.begin) + final_header(form, record) for record in records)
@@ -138,6 +169,8 @@ def pack_trailer(form: RecordFormat, segment: int, offset: int, records: Sequenc
 
 def trailer_of(form: RecordFormat, fd: int, segment: int, end: int) -> tuple[int, list[Step]]:
     """The offset of the trailer, and a step for each entry. Raises HeaderDamaged."""
+    if end < FIRST_RECORD + 2 * HEADER:
+        raise HeaderDamaged("no object of a segment is so short")
     seal = form.header_at(fd, segment, end - HEADER, end)
     if seal.kind is not RecordKind.SEAL:
         raise HeaderDamaged("the object does not end with a seal")

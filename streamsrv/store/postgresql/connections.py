@@ -34,7 +34,7 @@ from psycopg import errors as refusals
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from streamsrv.errors import IndexUnreachable, InsufficientStorage, StoreCorrupt, StoreError
+from streamsrv.errors import IndexUnreachable, InsufficientStorage, StoreCorrupt, StoreError, StoreLocked
 from streamsrv.store.postgresql.link import Asked, PipelineLink
 
 # All in seconds. CONNECTING is for each host; SETTLING for the fate of a commit.
@@ -109,11 +109,17 @@ def _said(error: psycopg.Error) -> str:
 Result = TypeVar("Result")
 
 
-class Connections:
-    """The pool of one process. Thread-safe."""
+# Nodes share a lock, in this schema, which `reindex` has alone.
+_PRESENT = "SELECT pg_try_advisory_lock_shared(1819242341, hashtext(current_schema()))"
+_ALONE = "SELECT pg_try_advisory_lock(1819242341, hashtext(current_schema()))"
 
-    def __init__(self, url: str) -> None:
+
+class Connections:
+    """The pool of one process. Thread-safe. With `present` each connection says that a node runs."""
+
+    def __init__(self, url: str, *, present: bool = False) -> None:
         self._url = url
+        self._present = present
         self._free: list[PipelineLink] = []
         self._room = threading.BoundedSemaphore(MOST)
         self._closed = False
@@ -130,10 +136,14 @@ class Connections:
             with contextlib.suppress(IndexError):
                 while not (link := self._free.pop()).closed:
                     return link
-            return PipelineLink(self.connect())
+            return PipelineLink(self._connected())
         except BaseException:
             self._room.release()
             raise
+
+    def announce(self) -> None:
+        """Open the first connection."""
+        self.give_back(self.take(), usable=True)
 
     def begun(self, statements: list[Asked], patience: float) -> tuple[PipelineLink, list[list[Any]]]:
         """A connection on which a transaction has begun, and the rows of these statements. The database may
@@ -160,6 +170,23 @@ class Connections:
             self.failures += 1
             link.close()
         self._room.release()
+
+    def _connected(self) -> psycopg.Connection[Any]:
+        connection = self.connect()
+        row = connection.execute(_PRESENT).fetchone() if self._present else (True,)
+        if row is None or not row[0]:
+            connection.close()
+            raise IndexUnreachable("`streamsrv reindex` is filling the database of the index")
+        return connection
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Excludes all nodes. Raises StoreLocked."""
+        with translated("locking the index"), self.connect() as connection:
+            row = connection.execute(_ALONE).fetchone()
+            if row is None or not row[0]:
+                raise StoreLocked("nodes or verbs have this database open: end them first")
+            yield
 
     def connect(self) -> psycopg.Connection[Any]:
         """A new connection. Raises StoreError if the setting is wrong, else IndexUnreachable."""

@@ -107,9 +107,9 @@ def open_index(url: str, *, read_only: bool = False, store: bytes = b"", keep_ch
 
 
 def open_object_index(
-    connections: Connections, *, read_only: bool, store: bytes, keep_changes: int, grace: float
+    connections: Connections, *, read_only: bool, store: bytes, keep_changes: int, grace: float, node: str
 ) -> Index:
     """The index of a store whose segments are objects; closes the connections. Bytes of an object without
-    instances stay for `grace` seconds."""
+    instances stay for `grace` seconds. `node` names this process in the tables."""
     database = Database(connections, read_only=read_only, store=store.hex())
-    return Index(database, keep_changes, partial(ObjectBatch, grace=grace))
+    return Index(database, keep_changes, partial(ObjectBatch, grace=grace, node=node))

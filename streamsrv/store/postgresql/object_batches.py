@@ -5,21 +5,24 @@ last instance of an object condemns it. So index and table of objects never diff
 
 Rules of this file
 - An object whose intent is gone was removed: its node was silent for too long. The transaction is refused.
+- The transaction that removes instances writes their tombstone (tombstone_table.py). A record id that lives
+  elsewhere has none: copies have the id of their original.
 - A decision was made without locks. If an instance has come or gone since, CommitConflict is raised, and
   nothing is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from streamsrv.errors import CommitConflict, StreamsrvError, UploadExpired
-from streamsrv.store.index import Prepared, record_id_of, segment_key
+from streamsrv.store.index import Gone, PackedRow, Prepared, record_id_of, segment_key, triple
 from streamsrv.store.objects.layout import fresh_stem
 from streamsrv.store.ordered_map import Transaction
 from streamsrv.store.postgresql.batches import TableBatch
 from streamsrv.store.postgresql.object_table import BEGIN
 from streamsrv.store.postgresql.tables import Table
+from streamsrv.store.postgresql.tombstone_table import ADD
 from streamsrv.store.rows import InstanceKey, InstanceRow, Location, SegmentRow
 
 _COMPLETE = (
@@ -33,14 +36,23 @@ _CONDEMN = (
 
 
 class ObjectBatch(TableBatch):
-    """`grace` is in seconds: so long the bytes of a condemned object stay."""
+    """`grace` is in seconds: so long the bytes of a condemned object stay. `node` names this process."""
 
     def __init__(
-        self, transaction: Transaction, handles: dict[str, Table], keep_changes: int = 0, *, grace: float
+        self,
+        transaction: Transaction,
+        handles: dict[str, Table],
+        keep_changes: int = 0,
+        *,
+        grace: float,
+        node: str,
     ) -> None:
         super().__init__(transaction, handles, keep_changes)
         self._grace = grace
+        self._node = node
         self._emptied: set[int] = set()  # segments that have lost instances
+        self._dead: list[bytes] = []  # ids of records
+        self._dead_in: set[int] = set()  # the segments that have these records
 
     def store(
         self, new: Sequence[Prepared], segment: int, end: int, dead: int, replaced: Sequence[InstanceRow]
@@ -60,9 +72,25 @@ class ObjectBatch(TableBatch):
         done = super().relocate(moves, segment, end)
         if any(done):
             self._complete(segment, end)
+            left = [row for (row, _), moved in zip(moves, done, strict=True) if not moved]
+            self._bury([row.record_id for row in left if not self._lives(row)], [segment])
         elif fresh:
             del self._segments[segment]
         return done
+
+    def _lives(self, row: InstanceRow) -> bool:
+        value = self._get("instances", triple(row.key))
+        return value is not None and record_id_of(value) == row.record_id
+
+    def _remove(self, rows: Sequence[PackedRow]) -> Gone:
+        gone = super()._remove(rows)
+        self._bury(gone.ids, gone.freed)
+        return gone
+
+    def _bury(self, ids: Sequence[bytes], segments: Iterable[int]) -> None:
+        if ids:
+            self._dead += ids
+            self._dead_in.update(segments)
 
     def add_segment(self) -> int:
         """Its object is an intent, which its node does not renew."""
@@ -104,3 +132,5 @@ class ObjectBatch(TableBatch):
         super().finish()
         if empty:
             self._transaction.ask(_CONDEMN, [self._grace, empty])
+        if self._dead:
+            self._transaction.ask(ADD, [b"".join(self._dead), sorted(self._dead_in), self._node])

@@ -37,7 +37,7 @@ CREATED = (
     "CREATE INDEX objects_until ON objects (until) WHERE until IS NOT NULL",
     # One row: whose segments the objects are.
     "CREATE TABLE cluster (one boolean PRIMARY KEY DEFAULT true CHECK (one), store_id text NOT NULL, "
-    "secret bytea NOT NULL, in_bucket boolean NOT NULL DEFAULT false)",
+    "secret bytea NOT NULL, in_bucket boolean NOT NULL DEFAULT false, filling text NOT NULL DEFAULT '')",
 )
 _LATER = "now() + {} * interval '1 second'"
 BEGIN = (
@@ -67,8 +67,26 @@ _SWEPT = (
     f"UPDATE objects SET state = 'swept', until = {_LATER.format('$1')} "
     "WHERE segment = $2 AND state = 'removing' AND node = $3 RETURNING segment"
 )
+_PUT_OFF = (
+    f"UPDATE objects SET until = {_LATER.format('$1')} "
+    "WHERE segment = ANY($2) AND state = 'removing' AND node = $3 RETURNING segment"
+)
 _COUNTS = "SELECT state, count(*), coalesce(sum(length), 0)::bigint FROM objects GROUP BY state"
 
+
+# Of `reindex`. An object that the index has stays as it is.
+_STATES = "SELECT segment, key, state, node FROM objects WHERE segment = ANY($1)"
+_ADOPT = (
+    "INSERT INTO objects (segment, key, state, node, until) VALUES "
+    f"($1, $2, 'intent', $3, {_LATER.format('$4')}) ON CONFLICT (segment) DO UPDATE SET state = 'intent', "
+    "node = EXCLUDED.node, until = EXCLUDED.until WHERE objects.key = EXCLUDED.key "
+    "AND objects.state IN ('intent', 'swept') RETURNING segment"
+)
+_FILLED = "UPDATE objects SET node = $1 WHERE segment = $2 RETURNING segment"
+_CONDEMN = (
+    f"UPDATE objects SET state = 'condemned', node = $1, length = $2, until = {_LATER.format('$3')} "
+    "WHERE segment = $4 AND state = 'intent' RETURNING segment"
+)
 
 # One process of all nodes compacts, in this schema.
 _ALONE = "SELECT pg_try_advisory_lock(1819242340, hashtext(current_schema()))"
@@ -89,6 +107,12 @@ class ClaimedObject(NamedTuple):
     segment: int
     key: str
     was: str
+
+
+class ObjectState(NamedTuple):
+    key: str
+    state: str
+    node: str
 
 
 class ObjectTable:
@@ -129,6 +153,10 @@ class ObjectTable:
         found = self._ask("looking for objects to remove", _CLAIM, [most, self._node, seconds])
         return [ClaimedObject(*row) for row in found]
 
+    def put_off(self, segments: Sequence[int], seconds: float) -> None:
+        """The objects of a claim could not be removed. They are due again after `seconds`."""
+        self._ask("putting removals off", _PUT_OFF, [seconds, list(segments), self._node])
+
     def removed(self, segment: int, again: float = 0) -> None:
         """The object of a claim is gone. `again`: seconds until it is removed once more, 0: never."""
         if again:
@@ -139,6 +167,23 @@ class ObjectTable:
     def complete(self) -> list[Row]:
         """(segment, key, length) of all objects that the index names."""
         return self._ask("listing objects", _ALL, [])
+
+    def states(self, segments: Sequence[int]) -> dict[int, ObjectState]:
+        """Those of the segments that are in the table, in any state."""
+        found = self._ask("looking up objects", _STATES, [list(segments)])
+        return {segment: ObjectState(*state) for segment, *state in found}
+
+    def adopt(self, segment: int, key: str, seconds: float) -> bool:
+        """The intent of an object that is in the bucket. False if the table has the segment already."""
+        return bool(self._ask("noting an object", _ADOPT, [segment, key, self._node, seconds]))
+
+    def filled(self, segment: int, node: str) -> None:
+        """The index has all instances of an adopted object."""
+        self._ask("noting an object", _FILLED, [node, segment])
+
+    def condemn(self, segment: int, length: int, node: str, seconds: float) -> None:
+        """Nothing lives in an adopted object. It is removed after `seconds`."""
+        self._ask("noting an object", _CONDEMN, [node, length, seconds, segment])
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:

@@ -5,6 +5,9 @@ an authentic record ends, and the first record lies at a fixed offset. The end o
 payload has the digest of its header, or if the next marker lies there. After damage a search finds the next
 marker. It is derived from the secret, and no answer of the server shows it.
 
+An object has a trailer at its end, which lists its records with their final headers. If the trailer has the
+digest of its header, it decides: a record that it does not list was refused, or dropped.
+
 Rules of this file
 - Bytes within the payload of an authentic record are never read as records, even if they imitate some.
 - A search behind a damaged header first looks for the end that fits the digest of this header. Only if there
@@ -51,6 +54,7 @@ class Proof(enum.StrEnum):
     """How the place of a record was found."""
 
     CHAIN = "chain"  # it begins where the record before it ends
+    TRAILER = "trailer"  # the trailer of its object lists it
     SEARCH = "search"  # by its marker, after damage
 
 
@@ -77,6 +81,10 @@ class UnkeyedWalk:
     def steps(self) -> Iterator[UnkeyedStep]:
         """Every record, and every damaged range between them. A PENDING record has no length, unless the
         trailer of an object has it: else a search follows it."""
+        if self.is_listed:
+            for at, header in sorted(self._listed.items()):
+                yield UnkeyedRecord(FoundRecord(at, header), Proof.TRAILER)
+            return
         offset, proof = FIRST_RECORD, Proof.CHAIN
         while offset < self._size:
             raw = _read(self._fd, HEADER, offset)
@@ -101,15 +109,25 @@ class UnkeyedWalk:
         found = FoundRecord(offset, header)
         return UnkeyedRecord(found, proof) if self.is_whole(found) else None
 
+    @property
+    def is_listed(self) -> bool:
+        """Whether the segment is an object whose trailer is whole."""
+        return self._trailer[1]
+
     @cached_property
-    def _listed(self) -> dict[int, RecordHeader]:
-        """The final headers in the trailer of an object (objects/layout.py); none in a segment file."""
+    def _trailer(self) -> tuple[bytes, bool]:
+        """The payload of the trailer of an object (objects/layout.py), and whether it is whole."""
         seal = self._header(self._size - HEADER, RecordKind.SEAL)
         trailer = self._header(seal.began, RecordKind.TRAILER) if seal else None
         if trailer is None or seal is None or seal.began + HEADER + trailer.length != self._size - HEADER:
-            return {}
+            return b"", False
         payload = _read(self._fd, trailer.length, seal.began + HEADER)
-        found = {offset: unproved(raw) for offset, raw in entries_in(payload)}
+        return payload, agree(PayloadDigest(payload).digest(), trailer.digest)
+
+    @cached_property
+    def _listed(self) -> dict[int, RecordHeader]:
+        """The final headers in the trailer of an object; none in a segment file."""
+        found = {offset: unproved(raw) for offset, raw in entries_in(self._trailer[0])}
         return {
             offset: fields.as_kind(RecordKind.INSTANCE)
             for offset, fields in found.items()

@@ -29,6 +29,8 @@ HASH_WINDOW = 1 << 20
 WRONG_DIGEST = "its checksum is not that of its arrival"
 MISSING_SEGMENT = "the file of its segment is missing"
 SHORT_SEGMENT = "the file of its segment ends before it"
+MISSING_OBJECT = "its object is not in the bucket"
+SHORT_OBJECT = "its object ends before it"
 
 
 def digest_of(fd: int, offset: int, length: int) -> bytes:

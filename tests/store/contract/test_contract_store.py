@@ -178,6 +178,12 @@ def test_changed_bytes_are_registered_and_refused(store, other):
     assert found[0].damaged
 
 
+def test_instances_with_their_bytes_are_not_lost(store, other):
+    put(store, *map(payload_of, KEYS[:2]))
+    assert store.lost_among(store.lookup("1.1")) == other.lost_among(other.lookup("1.1")) == []
+    assert store.index.damage() == []
+
+
 def test_a_read_only_store_refuses_to_write(store, other):
     put(store, payload_of(KEYS[0]))
     with pytest.raises(Forbidden):

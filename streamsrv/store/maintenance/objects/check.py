@@ -10,12 +10,10 @@ Rules of this file: the store is not changed. It runs beside all nodes; compacti
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 
 from streamsrv.errors import SegmentGone, StoreCorrupt
 from streamsrv.store.cluster.store import ClusterStore
-from streamsrv.store.fileops import write_all
 from streamsrv.store.index import Audit
 from streamsrv.store.maintenance.check import (
     Checker,
@@ -27,11 +25,11 @@ from streamsrv.store.maintenance.check import (
     scratch_folder,
     wrong_payload,
 )
+from streamsrv.store.maintenance.objects.reading import copy_of
 from streamsrv.store.objects.layout import walk_object
 from streamsrv.store.rows import SegmentRow
 from streamsrv.store.segments.records import Step
-
-PIECE = 8 << 20
+from streamsrv.store.segments.verifying import MISSING_OBJECT
 
 
 def check(store: ClusterStore, derive: Derive) -> Iterator[Finding]:
@@ -71,10 +69,7 @@ class ObjectChecker(Checker):
         key = self._keys.get(row.segment)
         if key is None:
             raise SegmentGone(f"segment {row.segment} is gone")
-        with tempfile.TemporaryFile(prefix="check-", dir=self._store.layout.root, buffering=0) as file:
-            for offset in range(0, row.committed_end, PIECE):
-                piece = self._rooms.bucket.read(key, offset, min(PIECE, row.committed_end - offset))
-                write_all(self._store.ops, file.fileno(), [piece], offset)
+        with copy_of(self._rooms.bucket, key, row.committed_end, self._store.layout.root) as file:
             yield file.fileno(), walk_object(self._store.form, file.fileno(), row.segment, row.committed_end)
 
     def _segment(self, row: SegmentRow) -> Iterator[Finding]:
@@ -87,7 +82,7 @@ class ObjectChecker(Checker):
                 for step in steps:
                     yield from self._step(fd, row.segment, step)
         except SegmentGone:
-            reason = "its object is not in the bucket"
+            reason = MISSING_OBJECT
         except StoreCorrupt as corrupt:
             reason = corrupt.detail
         if reason and self._index.segment(row.segment) is not None:

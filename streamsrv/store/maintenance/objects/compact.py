@@ -3,14 +3,15 @@
 Strategy: the whole index is read once, in the order of keys, so that a study gets together. A copy keeps its
 record id. When the new object is complete, its records are swapped in the index by compare-and-set. The
 transaction that takes the last record from an object condemns it, and a sweeper removes it after the grace.
-It runs on one node, beside all others. A node that dies leaves an intent, or copies without a row.
+It runs on one node, beside all others. A node that dies leaves an intent, or copies without a row. At the
+end tombstones go whose objects are gone.
 
 Rules of this file: a record whose bytes are damaged moves too, with the digest of its arrival.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from streamsrv.errors import SegmentGone
@@ -42,7 +43,15 @@ def compact(store: ClusterStore, everything: bool, size: int) -> ObjectCompactio
     """Compact the objects that are mostly dead; with `everything` each one that has a dead instance. New
     objects are about `size` bytes. Raises StoreLocked during a check or another compaction."""
     with store.rooms.table.alone():
-        return _ObjectCompactor(store, size).run(everything)
+        report = _ObjectCompactor(store, size).run(everything)
+        store.rooms.tombstones.remove_idle()
+        return report
+
+
+def move(store: ClusterStore, rows: Sequence[InstanceRow], place: StoredObject) -> None:
+    """Copy instances of one object to a new one."""
+    places = {row.location.segment: place for row in rows}
+    _ObjectCompactor(store, sum(row.location.length for row in rows)).fill(iter(rows), places)
 
 
 class _ObjectCompactor:
@@ -60,14 +69,16 @@ class _ObjectCompactor:
             for segment, key, length in self._rooms.table.complete()
             if segment in chosen
         }
-        waiting = self._index.instances_in(places.keys())
-        while self._fill_object(waiting, places):
-            pass
+        self.fill(self._index.instances_in(places.keys()), places)
         left = self._index.segments()
         gone = [rows[segment] for segment in places if segment not in left]
         self._report.objects = len(gone)
         self._report.freed = sum(row.committed_end - row.live for row in gone)
         return self._report
+
+    def fill(self, rows: Iterator[InstanceRow], places: dict[int, StoredObject]) -> None:
+        while self._fill_object(rows, places):
+            pass
 
     def _fill_object(self, rows: Iterator[InstanceRow], places: dict[int, StoredObject]) -> bool:
         """Copy records to one new object; False if there are no more."""

@@ -1,0 +1,80 @@
+"""The table of tombstones: the records that were deleted or replaced, until their objects are gone.
+
+    without key    the bucket does not have the tombstone yet
+    with a key     this object of the bucket names the records. It stays while one of `segments` has an object
+
+Rules of this file
+- The transaction of the index that removes instances also writes their tombstone (object_batches.py). So no
+  deletion is without one, and no tombstone names a record that lives.
+- A node writes its own tombstones to the bucket, and those that other nodes have left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from streamsrv.store.postgresql.connections import WRITING, Connections, translated
+from streamsrv.store.postgresql.link import Asked, Row, Value
+
+CREATED = (
+    "CREATE TABLE tombstones (number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, "
+    'key text COLLATE "C", records bytea NOT NULL, segments bigint[] NOT NULL, node text NOT NULL, '
+    "made timestamptz NOT NULL DEFAULT now())",
+    "CREATE INDEX tombstones_waiting ON tombstones (number) WHERE key IS NULL",
+)
+# `records` are the ids of records, one behind the other.
+ADD = "INSERT INTO tombstones (records, segments, node) VALUES ($1, $2, $3) RETURNING number"
+_WAITING = (
+    "SELECT number, records FROM tombstones WHERE key IS NULL AND (node = $1 OR "
+    "made < now() - $2 * interval '1 second') ORDER BY number LIMIT $3"
+)
+_WRITTEN = (
+    "UPDATE tombstones SET key = $1, records = '' WHERE number = ANY($2) AND key IS NULL RETURNING number"
+)
+_IDLE = (
+    "SELECT key FROM tombstones WHERE key IS NOT NULL GROUP BY key HAVING bool_and(NOT EXISTS "
+    "(SELECT FROM objects WHERE objects.segment = ANY(tombstones.segments))) LIMIT $1"
+)
+_FORGET = "DELETE FROM tombstones WHERE key = $1 RETURNING number"
+
+
+class WaitingTombstone(NamedTuple):
+    """`records` are the ids of records, one behind the other."""
+
+    number: int
+    records: bytes
+
+
+class TombstoneTable:
+    """Any thread may call it; all calls block. They raise IndexUnreachable and StoreError. `node` names this
+    node in the rows."""
+
+    def __init__(self, connections: Connections, node: str) -> None:
+        self._connections = connections
+        self._node = node
+
+    def add(self, ids: Sequence[bytes], segment: int) -> None:
+        """Records of an object that were refused."""
+        self._ask("noting refused records", ADD, [b"".join(ids), [segment], self._node])
+
+    def waiting(self, most: int, others: float) -> list[WaitingTombstone]:
+        """Those of this node, and those of other nodes that have waited for `others` seconds."""
+        values: list[Value] = [self._node, others, most]
+        return [WaitingTombstone(*row) for row in self._ask("looking for tombstones", _WAITING, values)]
+
+    def written(self, numbers: Sequence[int], key: str) -> None:
+        self._ask("noting tombstones", _WRITTEN, [key, list(numbers)])
+
+    def idle(self, most: int) -> list[str]:
+        """Keys of tombstones whose records are gone."""
+        return [row[0] for row in self._ask("looking for old tombstones", _IDLE, [most])]
+
+    def forget(self, key: str) -> None:
+        self._ask("forgetting a tombstone", _FORGET, [key])
+
+    def _ask(self, doing: str, statement: str, values: Sequence[Value]) -> list[Row]:
+        with translated(doing):
+            link, (rows,) = self._connections.begun([Asked(statement, values)], WRITING)
+        self._connections.give_back(link, usable=True)
+        return rows

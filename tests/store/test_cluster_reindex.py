@@ -1,0 +1,235 @@
+"""A database that is lost, or older than its bucket, is filled from the bucket."""
+
+import subprocess
+
+import pytest
+from cluster_store import KEYS, begun, flip, key_in_bucket, swept
+from database_server import USER, programs
+from store_world import derive, get, key_of, payload_of, put
+
+from streamsrv.errors import StoreError, StoreLocked, WrongStore
+from streamsrv.store import ChangeKind, OnDuplicate
+from streamsrv.store.maintenance.objects.check import check
+from streamsrv.store.maintenance.objects.compact import compact
+from streamsrv.store.maintenance.objects.reindex import LOSS, reindex
+from streamsrv.store.objects.bucket import opened
+from streamsrv.store.objects.layout import fresh_key
+
+
+@pytest.fixture
+def lose(cluster, database_server):
+    """Ends the nodes, and loses the database."""
+
+    def act():
+        cluster.end()
+        database_server.sql(f"DROP SCHEMA {cluster.name} CASCADE; CREATE SCHEMA {cluster.name}")
+
+    return act
+
+
+def filled(cluster, *expected):
+    """Runs a reindex, with these findings; returns a node."""
+    report = reindex(cluster.folder / "verbs", cluster.options, derive)
+    texts = [str(each) for each in report.findings if each.what != LOSS]
+    assert len(texts) == len(expected), texts
+    assert all(any(part in text for text in texts) for part in expected), texts
+    node = cluster.node("after")
+    assert report.instances == node.index.statistics()["instances"]
+    return node
+
+
+def findings(store):
+    return [str(each) for each in check(store, derive)]
+
+
+def test_a_lost_database_is_made_again(cluster, one, two, lose):
+    put(one, *map(payload_of, KEYS))
+    put(two, payload_of(key_of(2)), payload_of(key_of(2, 1, 2)))
+    one.delete(*KEYS[0])
+    put(two, payload_of(KEYS[1], fill="y"), on_duplicate=OnDuplicate.REPLACE)
+    put(one, payload_of(KEYS[0], fill="z"))  # again, and deleted again
+    one.delete(*KEYS[0])
+    epoch, rows = one.index.about()["epoch"], one.lookup("1.1")
+    lose()
+    report = reindex(cluster.folder / "verbs", cluster.options, derive)
+    assert [(each.severity, each.what) for each in report.findings] == [("note", LOSS)]
+    after = cluster.node("c")
+    assert (report.instances, report.segments) == (5, 4)
+    assert after.lookup("1.1") == rows
+    assert [get(after, key) for key in KEYS[:2]] == [None, payload_of(KEYS[1], fill="y")]
+    assert findings(after) == []
+    assert after.index.about()["epoch"] != epoch
+    assert {change.kind for change in after.changes()} == {ChangeKind.STORED}
+    # Nodes go on; numbers of objects are not given again.
+    put(after, payload_of(KEYS[0]))
+    assert after.lookup(*KEYS[0])[0].location.segment > max(row.location.segment for row in rows)
+    with pytest.raises(StoreLocked, match="nodes or verbs have this database open"):
+        reindex(cluster.folder / "verbs", cluster.options, derive)
+
+
+def test_compacted_objects(cluster, one, lose):
+    """Copies have the ids of their originals, whose object may still be there."""
+    put(one, *map(payload_of, KEYS))
+    one.delete(*KEYS[3])
+    assert compact(one, True, 1 << 20).moved == 3
+    lose()
+    after = filled(cluster)
+    assert [get(after, key) for key in KEYS] == [*map(payload_of, KEYS[:3]), None]
+    assert findings(after) == []
+    assert sorted(cluster.states()) == ["complete", "condemned"]
+    assert swept(after) == 0  # it stays for some days
+    cluster.pass_time()
+    swept(after)
+    assert [get(after, key) for key in KEYS[:3]] == list(map(payload_of, KEYS[:3]))
+
+
+def test_damage_is_named(cluster, one, lose):
+    put(one, *map(payload_of, KEYS[:2]))
+    put(one, payload_of(KEYS[2]))
+    segment, offset, _ = one.lookup(*KEYS[0])[0].location
+    flip(one, segment, offset + 150)
+    other, start, _ = one.lookup(*KEYS[2])[0].location
+    flip(one, other, start + 2)
+    lose()
+    after = filled(cluster, f"it is that of instance {'/'.join(KEYS[0])}", "it is not in the index")
+    assert [record.key for record in after.index.damage()] == [KEYS[0]]
+    assert get(after, KEYS[1]) == payload_of(KEYS[1])
+    assert cluster.states() == ["complete"]  # nothing removes the other object
+
+
+def test_damaged_tombstones_are_named(cluster, one, lose):
+    put(one, *map(payload_of, KEYS))
+    one.delete(*KEYS[0])
+    (tombstone,) = one.rooms.bucket.listed("deleted/")
+    content = bytearray(one.rooms.bucket.content(tombstone.key))
+    content[100] ^= 1
+    one.rooms.bucket.put(tombstone.key, bytes(content))
+    lose()
+    after = filled(cluster, "deleted instances may be among the others")
+    assert get(after, KEYS[0]) == payload_of(KEYS[0])
+
+
+def test_two_records_that_no_tombstone_names(cluster, one, two, lose):
+    """One of them was never acknowledged: its node was stopped before its commit."""
+    transaction, pairs = begun(one, payload_of(KEYS[0], fill="old"))
+    transaction._writer.complete([pairs[0][0]])
+    put(two, payload_of(KEYS[0], fill="new"))
+    lose()
+    after = filled(cluster, "stored twice, and no tombstone names either record")
+    assert get(after, KEYS[0]) == payload_of(KEYS[0], fill="new")
+    assert findings(after) == []
+
+
+def test_a_run_that_broke_off_goes_on(cluster, one, lose, monkeypatch):
+    for number, key in enumerate(KEYS):
+        put(one, payload_of(key), payload_of(key_of(2, 1, number)))
+    one.delete(*KEYS[0])
+    lose()
+    monkeypatch.setattr("streamsrv.store.maintenance.objects.reindex.SLICE_INSTANCES", 1)
+    for _ in range(2):
+        seen = []
+
+        def breaking(record, seen=seen):
+            seen.append(record)
+            if len(seen) == 3:
+                raise RuntimeError("ended")
+            return derive(record)
+
+        with pytest.raises(RuntimeError):
+            reindex(cluster.folder / "verbs", cluster.options, breaking)
+        with pytest.raises(StoreError, match="or has broken off: run it to its end"):
+            cluster.node("meanwhile")
+    after = filled(cluster)
+    assert [get(after, key) for key in KEYS] == [None, *map(payload_of, KEYS[1:])]
+    assert len(after.lookup("1.2")) == 4
+    assert findings(after) == []
+
+
+def test_buckets_and_databases_that_do_not_fit(cluster, one, database_server, lose):
+    with pytest.raises(StoreLocked):
+        reindex(cluster.folder / "verbs", cluster.options, derive)
+    other = cluster.node(
+        "z", index=database_server.url(f"{cluster.name}_z"), segments=f"{cluster.options.segments}/z"
+    )
+    cluster.end()
+    assert other.store_id != one.store_id
+    changed = cluster.options_with(segments=f"{cluster.options.segments}/z")
+    with pytest.raises(WrongStore, match="and the database has store"):
+        reindex(cluster.folder / "verbs", changed, derive)
+    changed = cluster.options_with(segments=f"{cluster.options.segments}/empty")
+    with pytest.raises(StoreError, match=r"the bucket has no store\.toml, which has the secret"):
+        reindex(cluster.folder / "verbs", changed, derive)
+    bucket = opened(cluster.options.segments)
+    bucket.put("segments/readme", b"x")
+    bucket.put(fresh_key(77), b"no object of this store")
+    lose()
+    filled(cluster, "it is no object of a store: left out", "no object of a segment is so short")
+
+
+# An older database
+
+
+@pytest.fixture
+def dump(cluster, database_server):
+    """`dump()` copies the tables; `dump.load()` puts the copy in their place."""
+    where = ("-h", str(database_server.folder), "-U", USER, "-d", "postgres")
+
+    class Dump:
+        def __call__(self):
+            command = [str(programs() / "pg_dump"), *where, "-n", cluster.name]
+            self._text = subprocess.run(command, check=True, capture_output=True).stdout
+
+        def load(self):
+            database_server.sql(f"DROP SCHEMA {cluster.name} CASCADE")
+            command = [str(programs() / "psql"), *where, "-q", "-v", "ON_ERROR_STOP=1"]
+            subprocess.run(command, check=True, input=self._text, stdout=subprocess.DEVNULL)
+
+    return Dump()
+
+
+def test_a_restored_database_gets_what_happened_since(cluster, one, two, dump):
+    put(one, *map(payload_of, KEYS))
+    put(one, *(payload_of(key_of(3, 1, number)) for number in range(3)))
+    transaction, pairs = begun(two, payload_of(key_of(4)))  # an intent in the dump
+    dump()
+    epoch = one.index.about()["epoch"]
+    transaction.commit(pairs)
+    one.delete(*KEYS[0])
+    put(two, payload_of(KEYS[1], fill="y"), on_duplicate=OnDuplicate.REPLACE)
+    put(two, payload_of(key_of(2)))
+    one.delete(*key_of(3, 1, 0))
+    assert compact(two, True, 1 << 20).moved > 0
+    cluster.pass_time()
+    swept(one)
+    rows = [one.lookup(f"1.{study}") for study in (1, 2, 3, 4)]
+    cluster.end()
+    dump.load()
+    after = filled(cluster)
+    assert [after.lookup(f"1.{study}") for study in (1, 2, 3, 4)] == rows
+    assert findings(after) == []
+    assert after.index.about()["epoch"] != epoch
+    assert get(after, key_of(4)) == payload_of(key_of(4))
+
+
+def test_objects_that_are_lost_are_named(cluster, one, dump):
+    put(one, *map(payload_of, KEYS))
+    segment, key, _ = key_in_bucket(one, KEYS[0])
+    dump()
+    one.rooms.bucket.remove(key)
+    cluster.end()
+    dump.load()
+    after = filled(cluster, f"segment {segment}: its object is not in the bucket")
+    assert sorted(record.key for record in after.index.damage()) == KEYS
+
+
+def test_an_object_whose_number_was_given_twice(cluster, one, dump):
+    """Nodes ran on a database that was set back."""
+    dump()
+    put(one, payload_of(KEYS[0]))
+    cluster.end()
+    dump.load()
+    back = cluster.node("b")
+    put(back, payload_of(KEYS[1]))
+    cluster.end()
+    after = filled(cluster, "another object is segment 1, too: `streamsrv salvage` reads it")
+    assert [get(after, key) for key in KEYS[:2]] == [None, payload_of(KEYS[1])]
