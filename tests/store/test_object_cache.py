@@ -127,8 +127,20 @@ def test_neighbours_in_a_part_are_one_read(cached, bucket):
         hold(lease, 5 * CHUNK, 1)()
         hold(lease, 0, 20 * CHUNK)()
         assert lease.pread(SEGMENT, 0, 20 * CHUNK) == CONTENT[: 20 * CHUNK]
-    expected = [(0, 5), (5, 1), (6, 2), (8, 8), (16, 4)]
+    expected = [(0, 5), (5, 1), (6, 10), (16, 4)]
     assert sorted(bucket.reads) == [(first * CHUNK, number * CHUNK) for first, number in expected]
+
+
+def test_a_reader_in_sequence_gets_the_following_chunks_too(cached, bucket):
+    with cached().open([SEGMENT]) as lease:
+        size = CHUNK // 4
+        for offset in range(0, 2 * MIB, size):
+            assert lease.pread(SEGMENT, offset, size) == CONTENT[offset : offset + size]
+        lease.pread(SEGMENT, 3 * MIB - CHUNK, 10)
+        lease.pread(SEGMENT, 3 * MIB - 3 * CHUNK, 10)
+        lease.pread(SEGMENT, 3 * MIB - 2 * CHUNK, 10)
+    lengths = [length // CHUNK for _, length in bucket.reads]
+    assert lengths == [1, 4, 4, 4, 3] * 2 + [1, 1, 1]
 
 
 def test_a_chunk_is_fetched_once_for_many_threads(cached, bucket):

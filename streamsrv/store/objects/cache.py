@@ -17,7 +17,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -31,7 +31,10 @@ from streamsrv.store.rows import Location
 from streamsrv.store.segments.leases import FileRange
 
 AT_ONCE = 16
-AHEAD = 64  # windows that are waited for at the same time
+# Windows that are waited for at the same time.
+AHEAD = 64
+# Chunks that are fetched with those that are wanted, if the chunk in front of these is there.
+FOLLOWING = 3
 
 Result = TypeVar("Result")
 
@@ -222,7 +225,7 @@ class ObjectCache:
                 flights |= {file.flights[chunk] for chunk in chunks if chunk in file.flights}
                 # Another thread may have fetched some since this one looked.
                 left = [chunk for chunk in chunks if chunk not in file.flights and chunk not in file.verified]
-                for run in _joined(left):
+                for run in _with_following(file, list(_joined(left))):
                     flight = Future[None]()
                     flights.add(flight)
                     file.flights.update(dict.fromkeys(run, flight))
@@ -231,9 +234,9 @@ class ObjectCache:
             self._fetchers.submit(self._fetch, *each)
         if own:
             self._fetch(*own[0])
-        wait(flights)
-        for flight in flights:
-            flight.result()
+        failures = [flight.exception() for flight in flights]  # waits for each: they use the files
+        for failure in filter(None, failures):
+            raise failure
 
     def _fetch(self, file: CachedFile, run: range) -> None:
         """Fetch neighbours, and end their flight."""
@@ -294,6 +297,17 @@ def _joined(chunks: Sequence[int]) -> Iterator[range]:
         if at == len(chunks) or chunks[at] != chunks[at - 1] + 1:
             yield range(chunks[begin], chunks[at - 1] + 1)
             begin = at
+
+
+def _with_following(file: CachedFile, runs: list[range]) -> list[range]:
+    """The last run goes on, if the chunk in front of it is there: mostly the next one is wanted soon."""
+    if runs and runs[-1].start - 1 in file.verified:
+        start, stop = runs[-1].start, runs[-1].stop
+        end = min(stop + FOLLOWING, file.chunks)
+        while stop < end and stop not in file.verified and stop not in file.flights:
+            stop += 1
+        runs[-1] = range(start, stop)
+    return runs
 
 
 def _release_unused(ahead: Future[Callable[[], None]]) -> None:

@@ -28,7 +28,7 @@ import xxhash
 
 from streamsrv.store.fileops import Buffer
 
-CHUNK = 128 << 10
+CHUNK = 64 << 10
 CHECK = 16
 USE_STEP = 10
 _NO_CHECK = bytes(CHECK)
@@ -52,8 +52,8 @@ class CachedFile:
         self.users = 0
         self._used = 0.0
         self._seed = xxhash.xxh3_64_intdigest(key.encode()) + start // CHUNK
-        self._chunks = -(-length // CHUNK)
-        size = self._chunks * (CHUNK + CHECK)
+        self.chunks = -(-length // CHUNK)
+        size = self.chunks * (CHUNK + CHECK)
         self.fd = _opened(path)
         if os.fstat(self.fd).st_size not in (0, size):  # cut by another program
             self.close()
@@ -78,7 +78,7 @@ class CachedFile:
     def missing(self, chunks: Iterable[int]) -> list[int]:
         """Those of the chunks that are not there or not whole. The others are verified then."""
         unknown = [chunk for chunk in chunks if chunk not in self.verified]
-        checks = os.pread(self.fd, self._chunks * CHECK, self._chunks * CHUNK) if unknown else b""
+        checks = os.pread(self.fd, self.chunks * CHECK, self.chunks * CHUNK) if unknown else b""
         found = []
         for chunk in unknown:
             check = checks[chunk * CHECK : (chunk + 1) * CHECK]
@@ -98,7 +98,7 @@ class CachedFile:
             done += os.pwrite(self.fd, view[done:], first * CHUNK + done)
         pieces = [view[at : at + CHUNK] for at in range(0, len(view), CHUNK)]
         checks = [self._check(chunk, piece) for chunk, piece in enumerate(pieces, first)]
-        os.pwrite(self.fd, b"".join(checks), self._chunks * CHUNK + first * CHECK)
+        os.pwrite(self.fd, b"".join(checks), self.chunks * CHUNK + first * CHECK)
         self.verified.update(range(first, first + len(pieces)))
 
     def size_of(self, chunk: int) -> int:
