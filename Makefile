@@ -31,6 +31,11 @@ $(VENV)/ready: pyproject.toml
 	$(call environment,.[dev])
 	touch $@
 
+# And those of the documentation and of a release.
+$(VENV)/extras: $(VENV)/ready
+	$(PIP) install --editable '.[dev,docs,release]'
+	touch $@
+
 run: $(VENV)/installed
 	exec $(BIN)/streamsrv serve --host $(HOST) --port $(PORT) --data $(DATA) --workers $(WORKERS)
 
@@ -64,17 +69,16 @@ VIEWERS := $(wildcard tests/deployment/test_*viewer*.py)
 SERVICES := $(wildcard $(patsubst %,tests/deployment/test_*%*.py,node database object cluster gateways \
 	prometheus release restore syslog))
 
-test-deployment: $(VENV)/ready
-	$(PIP) install --editable '.[dev,release]'
+test-deployment: $(VENV)/extras
 	$(MAKE) --jobs 3 --keep-going --output-sync=target test-viewers test-services test-programs
 
-test-viewers: $(VENV)/ready
+test-viewers: $(VENV)/extras
 	PYTEST_XDIST_WORKER=gw4 $(BIN)/python -m pytest -q -s $(VIEWERS)
 
-test-services: $(VENV)/ready
+test-services: $(VENV)/extras
 	PYTEST_XDIST_WORKER=gw5 $(BIN)/python -m pytest -q -s $(SERVICES)
 
-test-programs: $(VENV)/ready
+test-programs: $(VENV)/extras
 	PYTEST_XDIST_WORKER=gw6 $(BIN)/python -m pytest -q -s $(VIEWERS:%=--ignore=%) $(SERVICES:%=--ignore=%) tests/deployment
 
 # More rounds of the random tests, with new seeds: SOAK=100 make soak. docs/reliability.md lists them.
@@ -108,8 +112,7 @@ perf: $(VENV)/ready
 	$(BIN)/python -m perf $(PERF)
 
 # The documentation as a site in build/site. A warning, a broken link or a file of another host fails.
-docs: $(VENV)/ready
-	$(PIP) install --editable '.[dev,docs]'
+docs: $(VENV)/extras
 	rm -rf build/site
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs -d build/doctrees . build/site
 	$(BIN)/python tests/check_site.py build/site
@@ -125,8 +128,7 @@ wheel: $(VENV)/ready
 
 # With the list of components (CycloneDX) of a fresh environment, build/release, in which only the wheel is
 # installed. Needs a checkout without new or changed files.
-release: wheel
-	$(PIP) install --editable '.[dev,release]'
+release: wheel $(VENV)/extras
 	rm -rf build/release
 	$(PYTHON) -m venv --without-pip build/release
 	$(PIP) --python build/release/bin/python install dist/*.whl
