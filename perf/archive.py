@@ -73,17 +73,17 @@ Bodies = Mapping[int, tuple[Body, Path]]
 # --- an archive ---
 
 
-def stages(run: Run, folder: Path) -> Iterator[int]:
+def stages(run: Run, folder: Path, *flags: str) -> Iterator[int]:
     """Grows an archive in the folder, and yields its number of instances at each size. An archive that was
-    grown before is measured as it is."""
+    grown before is measured as it is. `flags` are those of the server."""
     made = 0
     if run.archive is not None:
-        with servers.streamsrv(folder) as server:
+        with servers.streamsrv(folder, *flags) as server:
             made = grown(server)
         yield made
         return
     for instances in run.size.archives:
-        with servers.streamsrv(folder) as server:
+        with servers.streamsrv(folder, *flags) as server:
             grow(server, made // A_STUDY, instances // A_STUDY)
         made = instances
         yield instances
@@ -156,22 +156,24 @@ def _day(numbers: random.Random) -> str:
 
 
 def search(run: Run) -> Iterator[Row]:
-    """One client, so that the time is that of one reader: two that ask at once wait for each other."""
-    folder = run.archive or run.folder
-    for instances in stages(run, folder):
+    yield from first_pages(run, run.archive or run.folder, "first pages")
+
+
+def first_pages(run: Run, folder: Path, measure: str, *flags: str) -> Iterator[Row]:
+    """One client, so that the time is that of one reader: two that ask at once wait for each other. `flags`
+    are those of the server."""
+    for instances in stages(run, folder, *flags):
         subject = f"{instances:,} instances"
-        times, stored = _timed(folder, instances // A_STUDY)
-        rows = {
-            name: times_row(f"99 % of first pages: {name}", subject, each) for name, each in times.items()
-        }
+        times, stored = _timed(folder, instances // A_STUDY, *flags)
+        rows = {name: times_row(f"99 % of {measure}: {name}", subject, each) for name, each in times.items()}
         yield from rows.values()
-        yield Row("stored meanwhile", subject, stored)
+        yield Row(f"stored meanwhile, {measure}", subject, stored)
         del rows[FLOOR]
         slowest = max(rows, key=lambda name: rows[name].value or 0.0)
-        yield Row("99 % of first pages: the slowest key", subject, rows[slowest].value, slowest)
+        yield Row(f"99 % of {measure}: the slowest key", subject, rows[slowest].value, slowest)
 
 
-def _timed(folder: Path, studies: int) -> tuple[dict[str, list[float]], float]:
+def _timed(folder: Path, studies: int, *flags: str) -> tuple[dict[str, list[float]], float]:
     """Milliseconds of the requests of each key, and how many instances a second were stored meanwhile. The
     keys take turns, in another order each time, so that all of them meet the same uploads."""
     numbers = random.Random(studies)
@@ -183,7 +185,7 @@ def _timed(folder: Path, studies: int) -> tuple[dict[str, list[float]], float]:
     # An archive that was measured before has earlier studies.
     first = int(time.time() / 10) % UPLOADED_BEFORE * 1000
     with (
-        servers.streamsrv(folder, "--workers", "2") as server,
+        servers.streamsrv(folder, "--workers", "2", *flags) as server,
         started(Load(server, paths, JSON, gap=PAUSE)) as seen,
     ):
         for study in range(first, first + UPLOADS):

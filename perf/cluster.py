@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from perf import bodies
+from perf.archive import first_pages
 from perf.bodies import Body
 from perf.clients import DICOM, FRAME, Client, Load, together
 from perf.results import OBSTORE, OURS, Row, median_row
@@ -138,6 +139,14 @@ def cluster(run: Run) -> Iterator[Row]:
     ):
         yield from studies(run, node, local, store)
         yield from frames(run, node, local, store)
+
+
+def database(run: Run) -> Iterator[Row]:
+    """The same requests as those of `search`, which never ask the bucket."""
+    with engines(run.folder / "engines") as (index, bucket, _):
+        yield from first_pages(
+            run, run.folder / "node", "pages of PostgreSQL", "--index", index, "--segments", bucket
+        )
 
 
 def studies(run: Run, node: Service, local: Service, store: Any) -> Iterator[Row]:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from perf.answers import fairness, frames, latency, metadata, places, searches
 from perf.archive import scale, search
-from perf.cluster import cluster
+from perf.cluster import cluster, database
 from perf.dimse.associations import dimse
 from perf.encryption import tls
 from perf.listing import listing
@@ -29,7 +29,8 @@ from perf.studies import large, memory, single, study
 from perf.viewer import viewer
 
 RUNS = (study, large, single, frames, places, metadata, latency, fairness, pixels, searches, tls)
-RUNS_OF = {run.__name__: run for run in (*RUNS, memory, search, listing, scale, viewer, cluster, dimse)}
+LONGER = (memory, search, listing, scale, viewer, cluster, database, dimse)
+RUNS_OF = {run.__name__: run for run in (*RUNS, *LONGER)}
 INSIDE, LONG = "*inside* ", "*long* "
 
 
