@@ -12,7 +12,7 @@ Rules of this file: a transaction sees one version. A writer is alone, in all pr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -56,6 +56,10 @@ class OrderedMap(Protocol):
 
     def under(self, transaction: Transaction, name: str, start: bytes, first: bytes, size: int) -> list[Pair]:
         """Rows of a map whose keys begin with `start`, from the key `first` on, at most `size`."""
+
+    @property
+    def under_each(self) -> Callable[[Transaction, str, Sequence[bytes], int], list[list[Pair]]] | None:
+        """`under` for several beginnings in one question, in their order, if a question is a round trip."""
 
     def entries(
         self,

@@ -18,11 +18,12 @@ from index_examples import element, name, new_instance
 
 from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.errors import IndexUnreachable, StoreError, WrongStore
-from streamsrv.query.attributes import NEWEST, Level
+from streamsrv.query.attributes import NEWEST, Level, Position
 from streamsrv.query.conditions import query_of
 from streamsrv.query.matching import MatchingOptions
 from streamsrv.query.rules import rule_of
 from streamsrv.store import DamagedRecord, Index, Store, StoreOptions
+from streamsrv.store.index.ordered import value_reader
 from streamsrv.store.postgresql import connections, migrate, open_index, transactions
 from streamsrv.store.postgresql.link import PipelineLink
 from streamsrv.store.rows import InstanceKey, Location
@@ -193,6 +194,8 @@ SEARCHES = [
     (Level.STUDY, {"StudyDate": "20200101-20200131"}, 2),
     (Level.STUDY, {"PatientName": "*ame^7*"}, 10),
     (Level.SERIES, {"StudyInstanceUID": "1.7"}, 2),
+    (Level.SERIES, {}, 4),
+    (Level.SERIES, {"PatientName": "Name^5*"}, 8),
     (Level.INSTANCE, {"StudyInstanceUID": "1.7"}, 3),
 ]
 
@@ -206,6 +209,34 @@ def test_a_search_takes_few_round_trips(index, monkeypatch):
             assert list(islice(index.search(query), 49))
 
         assert round_trips(monkeypatch, search) <= most, wanted
+
+
+@pytest.mark.parametrize("wanted", [2, 7, 1000])
+def test_pages_of_series_end_and_begin_anywhere(index, memory, wanted):
+    """Also within a study with more series than are read together, between studies with one."""
+    new = [
+        new_instance(
+            (f"1.{study}", f"1.{study}.{series:03}", f"1.{study}.{series:03}.1"), study * 200 + series
+        )
+        for study in range(40)
+        for series in range(130 if study == 20 else 1 + study % 2)
+    ]
+    found, value_of = {}, value_reader(NEWEST)
+    embedded = Index.open(memory / "index")
+    embedded.add_segment()
+    for each in (embedded, index):
+        each.commit(new, segment=1, committed_end=1)
+        pages, hits = [], None
+        while hits is None or len(hits) == wanted:
+            last = hits[-1] if hits else None
+            after = Position(value_of(last.study_row), last.study, last.series) if last else None
+            query = query_of(Level.SERIES, None, None, []).page(wanted, NEWEST, after)
+            hits = list(islice(each.search(query), wanted))
+            pages.append([(hit.study, hit.series) for hit in hits])
+        found[each] = pages
+    embedded.close()
+    assert found[index] == found[embedded]
+    assert len({hit for page in found[index] for hit in page}) == len(new)
 
 
 def dated(count):

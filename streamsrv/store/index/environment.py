@@ -133,6 +133,7 @@ class Environment:
 
     remote = False
     scanned = 8
+    under_each = None
 
     def __init__(self, folder: Path, *, read_only: bool, store: bytes = b"") -> None:
         """`store` is the fingerprint of the store; WrongStore if the index has another."""
@@ -350,8 +351,7 @@ class Environment:
 
     def unseen(self) -> int:
         """The number of a commit that is in the file but not visible to readers, or 0. LMDB makes a commit
-        durable before readers see it. If the writer dies in between, readers see the old state until the next
-        writer begins."""
+        durable before readers see it. If the writer dies in between, they see it when the next one begins."""
         with self.reading("looking for commits") as transaction:
             last: int = self.lmdb.info()["last_txnid"]
             return last if transaction.id() < last else 0

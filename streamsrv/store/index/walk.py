@@ -46,6 +46,7 @@ from streamsrv.store.ordered_map import OrderedMap, Transaction
 FEW = 200  # a list of at most so many is used at once
 CANDIDATES = 5_000  # a longer list is not used: reading in order is as fast
 GUESSED = 8  # So many times the wanted rows are read before a list that must be scanned, at most.
+TOGETHER, LONG = 32, 64  # studies, and series of each, that are read together
 LEVELS = tuple(Level)  # iterating an enumeration takes a microsecond
 
 
@@ -94,9 +95,10 @@ class Search:
         # The deepest level of conditions and target.
         reach = Level.INSTANCE if instances else Level.SERIES if series else Level.STUDY
         self._depth = max(reach, query.level)
+        self._series_read: dict[bytes, list[tuple[bytes, bytes]]] = {}  # of the studies that come next
 
     def hits(self) -> Iterator[Hit]:
-        for study, row in self._studies():
+        for study, row in self._with_series(self._studies()):
             if self._accepts(Level.STUDY, row):
                 hit = Hit(study, row)
                 yield from self._once(Level.STUDY, self._series(hit)) if self._depth > Level.STUDY else (hit,)
@@ -261,6 +263,23 @@ class Search:
 
     # -- series and instances
 
+    def _with_series(self, studies: Iterator[StudyRow]) -> Iterator[StudyRow]:
+        """The same studies. Where a question is a round trip, the series of several are read together. A rule
+        has to decide in the transaction that reads, so with a view each study has its own."""
+        each = self._environment.under_each
+        if each is None or self._view or self._depth is Level.STUDY or Level.SERIES in self._query.uids:
+            yield from studies
+            return
+        size = min(TOGETHER, self._query.wanted)
+        while some := list(itertools.islice(studies, size)):
+            starts = [prefix(study) for study, row in some if self._accepts(Level.STUDY, row)]
+            with self._environment.reading("reading series") as transaction:
+                found = each(transaction, "series", starts, LONG) if len(starts) > 1 else []
+            self._series_read = {
+                start: rows for start, rows in zip(starts, found, strict=False) if len(rows) < LONG
+            }
+            yield from some
+
     def _series_rows(self, study: str) -> Iterator[tuple[str, LevelRow]]:
         only = _allowed(self._query.series, self._query.uids.get(Level.SERIES))
         start = prefix(study)
@@ -288,6 +307,11 @@ class Search:
     ) -> Iterator[tuple[bytes, bytes]]:
         """The rows whose keys begin with `start`, from `first` on; with `only`, the named ones."""
         if self._budget.spent:
+            return
+        if name == "series" and (series := self._series_read.get(start)) is not None:
+            series = [row for row in series if row[0] >= first]
+            if self._budget.spend(rows=len(series)):
+                yield from series
             return
         if only is not None:
             keys = [key for key in (start + uid.encode() for uid in sorted(only)) if key >= first]

@@ -57,6 +57,11 @@ class Database:
     ) -> list[tuple[bytes, bytes]]:
         return transaction.under(TABLES[name], start, first, size)
 
+    def under_each(
+        self, transaction: ReadingTables, name: str, starts: Sequence[bytes], size: int
+    ) -> list[list[tuple[bytes, bytes]]]:
+        return transaction.under_each(TABLES[name], starts, size)
+
     def keys(self, transaction: ReadingTables, at: bytes, end: bytes, size: int, needle: Needle) -> KeysRead:
         return transaction.keys(at, end, size, needle)
 

@@ -119,6 +119,17 @@ class Table:
         )
 
     @property
+    def ranged_each(self) -> str:
+        """As `ranged` with one range of each of these studies, with its number."""
+        return (
+            "SELECT given.number, found.key, found.value "
+            "FROM unnest($1::bytea[], $2::bytea[], $3::integer[]) WITH ORDINALITY "
+            f"AS given(low, high, study, number), LATERAL (SELECT key, value FROM {self.name} "
+            "WHERE key >= given.low AND key < given.high AND study = given.study "
+            "ORDER BY key LIMIT $4) AS found ORDER BY given.number, found.key"
+        )
+
+    @property
     def _given_keys(self) -> str:
         if self.by_study:
             return "unnest($1::bytea[], $2::integer[]) AS given(key, study)"

@@ -156,6 +156,16 @@ class ReadingTables(TableTransaction):
             values += table.studies([start])
         return self.ask(table.ranged(pruned=pruned), values)
 
+    def under_each(self, table: Table, starts: Sequence[bytes], size: int) -> list[list[Pair]]:
+        """The rows that `under` finds for each beginning, which holds a study."""
+        found: list[list[Pair]] = [[] for _ in starts]
+        ends = [behind(start) for start in starts]
+        for number, key, value in self.ask(
+            table.ranged_each, [list(starts), ends, table.studies(starts), size]
+        ):
+            found[number - 1].append((key, value))
+        return found
+
     def keys(self, at: bytes, end: bytes, size: int, needle: Needle) -> KeysRead:
         """The keys of lists between two keys that hold the needle. At most `size` keys are read."""
         text: bytes | str = escaped(needle.text) if needle.caseless else needle.text
