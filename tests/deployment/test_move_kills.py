@@ -14,6 +14,7 @@ from seaweed import BUCKET, variables
 from small_client import Client, file_of, key_of
 
 SOAK = int(os.environ.get("SOAK", "1"))
+BACK_POINTS = ("mid-body@20", "before-data-sync", "after-data-sync", "after-commit")
 POINTS = ("mid-body@20", "after-data-sync", "after-commit", "in-delete")
 
 
@@ -94,7 +95,9 @@ def test_to_a_bucket_with_kills_and_back(tmp_path, database_server, object_store
     assert told_by(tmp_path / "b", port, *bucket, **named) == told
     with patch.dict(os.environ, named | {"STREAMSRV_INDEX": url, "STREAMSRV_SEGMENTS": bucket[3]}):
         assert verb("check", "--data", str(tmp_path / "b" / "data")) == (0, "all is well\n")
-        back = ("--from-index", url, "--from-segments", bucket[3], "--to", str(tmp_path / "c" / "data"))
+        back = ["--from-index", url, "--from-segments", bucket[3], "--to", str(tmp_path / "c" / "data")]
+        for point in BACK_POINTS:
+            killed_at(point, back, named)
         code, said = verb("move", *back, "--finish")
         assert (code, said.splitlines()[-1]) == (0, "the move has ended: servers may open the target"), said
     assert told_by(tmp_path / "c", port) == told

@@ -10,6 +10,7 @@ from store_world import OPTIONS, derive, get, key_of, open_store, payload_of, pu
 
 from streamsrv.errors import StoreError, StreamsrvError
 from streamsrv.store import OnDuplicate, Store
+from streamsrv.store.maintenance.backup import back_up
 from streamsrv.store.maintenance.check import check
 from streamsrv.store.maintenance.moving import mover as movers
 from streamsrv.store.maintenance.moving.copying import BEFORE_THE_MOVE
@@ -255,6 +256,14 @@ def test_nothing_else_writes_to_the_target_before_the_end(source, target, memory
         reindex(memory / "target", derive)
     with open_store(memory / "target", read_only=True) as only_read:
         assert get(only_read, KEYS[0]) == payload_of(KEYS[0])
+        with pytest.raises(StoreError, match="a move that has not ended"):
+            back_up(only_read, memory / "backup", lambda _: None, lambda *_: None)
+        with (
+            open_store(memory / "next", options=MOVING) as following,
+            pytest.raises(StoreError, match="a move that has not ended"),
+            moving(only_read, following),
+        ):
+            pass
     with open_store(memory / "target", options=MOVING) as again:
         moved(source, again, end=True)
     with Store.open(memory / "target", OPTIONS) as released:

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 from kill_world import verb, waited
-from live_server import environment, executable, free_port, refused_start, start_server
+from live_server import environment, executable, free_port, start_server
 from small_client import Client, file_of, key_of
 
 KEYS = [key_of(study, 1, number) for study in (1, 2) for number in (1, 2, 3)]
@@ -42,6 +42,29 @@ def moved(*words):
     return code, json.loads(said)
 
 
+def test_following_ends_with_a_signal(server, tmp_path):
+    target = tmp_path / "target"
+    command = [*executable(), "move", "--from", str(server.data), "--to", str(target), "--follow", "--json"]
+    with (
+        closing(Client(server.origin)) as client,
+        subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process,
+    ):
+        waited(lambda: instances_in(target) == 6, "the instances")
+        assert client.store([file_of(key_of(7, 1, 1), 1, 500)]).status == 200
+        waited(lambda: instances_in(target) == 7, "the next one")
+        assert client.delete(key_of(7, 1, 1))
+        waited(lambda: instances_in(target) == 6, "its end")
+        process.send_signal(signal.SIGTERM)
+        report = json.loads(process.communicate(timeout=30)[0])
+    assert process.returncode == 0
+    assert (report["instances"], report["copied"], report["deleted"], report["verified"]) == (6, 7, 1, 6)
+
+
+def instances_in(folder):
+    code, said = verb("info", "--data", str(folder), "--json")
+    return json.loads(said)["index"]["instances"] if code == 0 else -1
+
+
 def test_to_a_database_beside_the_server_and_back(server, port, database_server, tmp_path):
     url = database_server.url("moved_to")
     there = ("--from", server.data, "--to", tmp_path / "there" / "data", "--to-index", url)
@@ -51,7 +74,7 @@ def test_to_a_database_beside_the_server_and_back(server, port, database_server,
         assert client.delete(KEYS[0])
         assert client.store([file_of(key_of(3, 1, 1), 1, 20_000)]).status == 200
         told = client.answers()
-    code, said = refused_start(tmp_path / "there", "--index", url)
+    code, said = verb("compact", "--data", str(there[3]), "--index", url)
     assert (code, "the target of a move that has not ended" in said) == (1, True), said
     code, said = verb("move", *map(str, there), "--finish")
     assert (code, "or start it with --read-only" in said) == (3, True), said
@@ -72,31 +95,6 @@ def test_to_a_database_beside_the_server_and_back(server, port, database_server,
     assert verb("check", "--data", str(tmp_path / "back" / "data")) == (0, "all is well\n")
     code, said = verb("move", *map(str, back))
     assert (code, "has, or had, instances of its own" in said) == (1, True)
-
-
-def test_following_ends_with_a_signal(tmp_path):
-    running = start_server(tmp_path, workers=1)
-    target = tmp_path / "target"
-    command = [*executable(), "move", "--from", str(running.data), "--to", str(target), "--follow", "--json"]
-    try:
-        with (
-            closing(Client(running.origin)) as client,
-            subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process,
-        ):
-            assert client.store([file_of(KEYS[0], 1, 500)]).status == 200
-            waited(lambda: instances_in(target) == 1, "the first instance")
-            assert client.store([file_of(KEYS[1], 1, 500)]).status == 200
-            waited(lambda: instances_in(target) == 2, "the next one")
-            process.send_signal(signal.SIGTERM)
-            report = json.loads(process.communicate(timeout=30)[0])
-        assert (process.returncode, report["instances"], report["verified"]) == (0, 2, 2)
-    finally:
-        running.end()
-
-
-def instances_in(folder):
-    code, said = verb("info", "--data", str(folder), "--json")
-    return json.loads(said)["index"]["instances"] if code == 0 else -1
 
 
 def test_wrong_arguments(tmp_path):

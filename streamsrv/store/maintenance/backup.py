@@ -62,7 +62,7 @@ from streamsrv.store.maintenance.check import Finding, error
 from streamsrv.store.maintenance.segment_reader import SegmentReader
 from streamsrv.store.rows import SegmentRow
 from streamsrv.store.segments.manifest import State
-from streamsrv.store.store import Store
+from streamsrv.store.store import Store, require_no_move
 
 SAVE_EVERY = 10.0  # seconds: a crash loses at most so much work, and the segment at hand
 GATHERED = 1 << 20  # bytes written at once
@@ -103,7 +103,9 @@ def back_up(
 ) -> BackupReport:
     """Bring the backup in `folder` to the present state of the store. `taken` gets the bytes of each read.
     Raises StoreLocked if another process uses the folder, WrongStore if it has another store,
-    InsufficientStorage if it is full; then it still has the last complete backup."""
+    InsufficientStorage if it is full; then it still has the last complete backup. Raises StoreError for the
+    target of a move that has not ended."""
+    require_no_move(store.index)
     target = BackupFolder(folder, ops or FileOps())
     _require_apart(store, folder)
     _require_backup_or_empty(target)

@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from streamsrv.errors import StoreCorrupt, StoreError
-from streamsrv.store.store import MOVE, Store
+from streamsrv.store.store import MOVE, Store, require_no_move
 
 
 @dataclass(slots=True)
@@ -31,7 +31,8 @@ class MoveState:
 
 def begun(source: Store, target: Store) -> MoveState:
     """The state of the move between the two; begins it if the target is new. Raises StoreError if the target
-    is another one's."""
+    is another one's, or the source the target of a move that has not ended."""
+    require_no_move(source.index)
     if source.store_id == target.store_id:
         raise StoreError("source and target are the same store")
     text = target.index.about().get(MOVE)
