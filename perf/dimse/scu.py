@@ -1,6 +1,7 @@
 """A DIMSE peer: it sends requests, counts responses, and drops the datasets that it gets.
 
 It is written on sockets, because a library that parses each dataset would be measured instead of the server.
+The bytes of instances are discarded in the kernel, as those of HTTP are (perf/clients.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from streamsrv.dimse.protocol.pdus import (
 
 LONGEST = 131_072
 BUFFER = 1 << 20
+HEADS = 1 << 10  # bytes that are received at a time where instances come: a command set and some heads
 PENDING = 0xFF00
 IMPLEMENTATION = "1.2.826.0.1.3680043.8.498.77.1", "PERF"
 _HEAD, _PDV, _ELEMENT = struct.Struct(">BxI"), struct.Struct(">IBB"), struct.Struct("<HHI")
@@ -34,7 +36,9 @@ class Scu:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=120)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = bytearray(BUFFER)
+        self._sink = bytearray(LONGEST)
         self._begin = self._end = 0
+        self._at_once = HEADS if receives else BUFFER
         classes = [sop_class, *receives]
         contexts = [ProposedContext(2 * at + 1, uid, (syntax,)) for at, uid in enumerate(classes)]
         roles = [(uid, 1, 1) for uid in receives]
@@ -54,30 +58,35 @@ class Scu:
         )
         self._socket.sendall(sent)
         number = length = 0
-        command_set, asked = b"", dict[int, bytes]()
+        command_set, response, asked = b"", b"", dict[int, bytes]()
         while True:
-            kind, body = self._pdu()
+            self._need(6 + _PDV.size)
+            kind, left = _HEAD.unpack_from(self._buffer, self._begin)
             if kind != DATA:
                 raise RuntimeError(f"the association has ended: PDU {kind}")
-            at = 0
-            while at < len(body):
-                size, context, control = _PDV.unpack_from(body, at)
-                content = body[at + 6 : at + 4 + size]
-                at += 4 + size
+            self._begin += 6
+            while left:
+                self._need(_PDV.size)
+                size, context, control = _PDV.unpack_from(self._buffer, self._begin)
+                self._begin += _PDV.size
+                left, size = left - 4 - size, size - 2
                 if control & 1:
-                    command_set += content
+                    command_set += self._taken(size)
                     if control & 2:
                         asked, command_set = _values(command_set), b""
                         if _number(asked, 0x0100) & 0x8000 and _number(asked, 0x0900) & 0xFF00 != PENDING:
                             if _number(asked, 0x0900):
                                 raise RuntimeError(f"status {_number(asked, 0x0900):04X}")
                             return number, length
+                        if _number(asked, 0x0100) == C_STORE:
+                            response = _stored(context, asked)
                     continue
-                length += len(content)
+                self._drop(size)
+                length += size
                 if control & 2:
                     number += 1
-                    if _number(asked, 0x0100) == C_STORE:
-                        self._socket.sendall(_stored(context, asked))
+                    if response:
+                        self._socket.sendall(response)
 
     def _pdu(self) -> tuple[int, memoryview]:
         self._need(6)
@@ -87,16 +96,31 @@ class Scu:
         self._begin += 6 + length
         return kind, memoryview(self._buffer)[start : start + length]
 
+    def _taken(self, size: int) -> memoryview:
+        self._need(size)
+        self._begin += size
+        return memoryview(self._buffer)[self._begin - size : self._begin]
+
+    def _drop(self, size: int) -> None:
+        there = min(size, self._end - self._begin)
+        self._begin += there
+        left = size - there
+        while left:
+            got = self._socket.recv_into(self._sink, left, socket.MSG_TRUNC | socket.MSG_WAITALL)
+            if not got:
+                raise RuntimeError("the connection is closed")
+            left -= got
+
     def _need(self, count: int) -> None:
         if self._begin + count > len(self._buffer):
             rest = self._buffer[self._begin : self._end]
-            self._buffer = bytearray(max(BUFFER, 2 * count))
             self._buffer[: len(rest)] = rest
             self._begin, self._end = 0, len(rest)
         while self._end - self._begin < count:
             if self._begin == self._end:
                 self._begin = self._end = 0
-            got = self._socket.recv_into(memoryview(self._buffer)[self._end :])
+            room = len(self._buffer) - self._end
+            got = self._socket.recv_into(memoryview(self._buffer)[self._end :], min(room, self._at_once))
             if not got:
                 raise RuntimeError("the connection is closed")
             self._end += got

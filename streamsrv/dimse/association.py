@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
 from streamsrv.dicom.explicit import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from streamsrv.dimse.channel import Channel
+from streamsrv.dimse.channel import Channel, Piece
 from streamsrv.dimse.connections import PlainConnection
 from streamsrv.dimse.operations import KINDS, Operation, operation_of
 from streamsrv.dimse.protocol import pdus
@@ -355,23 +355,25 @@ class Association:
         async with self._sending:
             await self._put(content)
 
-    async def _send_message(self, pieces: AsyncIterator[bytes | memoryview]) -> None:
+    async def _send_message(self, first: Piece, others: AsyncIterator[Piece]) -> None:
         """Sends a message as it is made. One that breaks off ends the association. Raises OSError if it has
         ended."""
-        begun = False
         async with self._sending:
+            self._require_open()
             try:
-                async for piece in pieces:
-                    if self._layer.state is LayerState.CLOSING:
-                        raise ConnectionAbortedError("the association has ended")
-                    begun = True
+                await self._put(first)
+                async for piece in others:
+                    self._require_open()
                     await self._put(piece)
             except BaseException as error:
-                if begun:
-                    self.end(f"a message broke off: {error}")
+                self.end(f"a message broke off: {error}")
                 raise
 
-    async def _put(self, content: bytes | memoryview) -> None:
+    def _require_open(self) -> None:
+        if self._layer.state is LayerState.CLOSING:
+            raise ConnectionAbortedError("the association has ended")
+
+    async def _put(self, content: Piece) -> None:
         if self._layer.state is LayerState.CLOSING:
             return
         view = memoryview(content)

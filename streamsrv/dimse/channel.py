@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from typing import TypeAlias
 
 from streamsrv.dimse.protocol.commands import Command, event_report_request, store_request
 from streamsrv.dimse.protocol.pdus import LAST, data_head, data_pdus
@@ -17,8 +18,9 @@ from streamsrv.errors import StoreCorrupt
 from streamsrv.retrieve.whole_datasets import WholeDataset
 from streamsrv.store import FileRange
 
-# Sends the pieces of one message, and nothing of another one between them.
-SendMessage = Callable[[AsyncIterator[bytes | memoryview]], Awaitable[None]]
+Piece: TypeAlias = bytes | memoryview
+# Sends one message, and nothing of another one in between: its first piece, and the others as they are made.
+SendMessage = Callable[[Piece, AsyncIterator[Piece]], Awaitable[None]]
 _HEADS = 12  # bytes before a fragment: six of the PDU, six of the PDV
 PORTION = 1 << 20  # bytes of a stored dataset that are read at a time
 MOST_FRAGMENTS = 512  # of one portion; the kernel takes 1,024
@@ -31,25 +33,36 @@ class PeerLost(ConnectionError):
 
 
 class OutgoingDataset:
-    """A dataset as P-DATA-TF PDUs of one presentation context. `longest` is the length of PDVs in a PDU that
-    the peer takes. A stored dataset is read into `buffer`, between the heads of its PDUs. The first portion
-    is read here. With `at_once` that does not block, but raises BlockingIOError. One thread at a time calls
-    it."""
+    """A C-STORE-RQ: its command set, and a dataset as P-DATA-TF PDUs of one presentation context. `longest`
+    is the length of PDVs in a PDU that the peer takes. A stored dataset is read into `buffer`, between the
+    heads of its PDUs. The first portion is read here. With `at_once` that does not block, but raises
+    BlockingIOError. One thread at a time calls it."""
 
     def __init__(
-        self, dataset: WholeDataset, context: int, longest: int, buffer: bytearray, *, at_once: bool
+        self,
+        dataset: WholeDataset,
+        context: int,
+        longest: int,
+        buffer: bytearray,
+        request: tuple[int, bytes],
+        *,
+        at_once: bool,
     ) -> None:
+        """`request` are message id and command set."""
         self.row, self.syntax, self.buffer = dataset.row, dataset.syntax, buffer
+        self.number, command = request
         self._dataset = dataset
         self._context = context
         self._room = longest - _HEADS // 2 & ~1
+        self._head = data_head(context, 0, self._room)  # of each fragment but the last one
         self._chunks = filter(None, dataset.chunks)
         self._ahead: bytes | None = None
         self._odd = b""
         self._at = 0  # bytes of a stored dataset that are read
         if dataset.stored is None:
             self._ahead = next(self._chunks, None)
-        self._first = self._next(os.RWF_NOWAIT if at_once else 0)
+        portion = self._next(os.RWF_NOWAIT if at_once else 0)
+        self.first = self._behind(b"".join(data_pdus(context, command, longest, is_command=True)), portion)
 
     @property
     def has_more(self) -> bool:
@@ -57,20 +70,18 @@ class OutgoingDataset:
         stored = self._dataset.stored
         return self._ahead is not None if stored is None else self._at < stored.length
 
-    def first(self, command: bytes) -> bytes | memoryview:
-        """The first portion, behind the PDUs of a command set. Does not block."""
-        head = b"".join(data_pdus(self._context, command, self._room + _HEADS // 2, is_command=True))
-        portion, self._first = self._first, b""
-        if isinstance(portion, bytes) or len(head) > FRONT:
-            return head + bytes(portion)
-        self.buffer[FRONT - len(head) : FRONT] = head
-        return memoryview(self.buffer)[FRONT - len(head) : FRONT + len(portion)]
+    def _behind(self, command: bytes, portion: Piece) -> Piece:
+        """The first portion behind the PDUs of the command set."""
+        if isinstance(portion, bytes) or len(command) > FRONT:
+            return command + bytes(portion)
+        self.buffer[FRONT - len(command) : FRONT] = command
+        return memoryview(self.buffer)[FRONT - len(command) : FRONT + len(portion)]
 
-    def portion(self) -> bytes | memoryview:
-        """The next one. The last one is not valid any more."""
+    def portion(self) -> Piece:
+        """The next one, behind `first`. The last one is not valid any more."""
         return self._next(0)
 
-    def _next(self, flags: int) -> bytes | memoryview:
+    def _next(self, flags: int) -> Piece:
         if self._dataset.stored is not None:
             return self._read(self._dataset.stored, flags)
         if self._ahead is None:
@@ -89,11 +100,13 @@ class OutgoingDataset:
     def _read(self, stored: FileRange, flags: int) -> memoryview:
         """The next bytes of a stored dataset, in one call of the kernel."""
         view, place, fragments = memoryview(self.buffer), FRONT, list[memoryview]()
-        end = min(self._at + PORTION, stored.length)
-        at = self._at
+        at, room = self._at, self._room
+        end = min(at + PORTION, stored.length)
         while at < end and len(fragments) < MOST_FRAGMENTS:
-            size = min(self._room, end - at)
-            head = data_head(self._context, LAST if at + size == stored.length else 0, size)
+            size, head = room, self._head
+            if end - at <= room:
+                size = end - at
+                head = data_head(self._context, LAST if end == stored.length else 0, size)
             view[place : place + _HEADS] = head
             fragments.append(view[place + _HEADS : place + _HEADS + size])
             place += _HEADS + size
@@ -140,12 +153,17 @@ class Channel:
     def syntaxes(self, sop_class: str) -> Sequence[str]:
         return tuple(self.contexts.get(sop_class, ()))
 
-    def opened(self, dataset: WholeDataset, *, at_once: bool = False) -> OutgoingDataset:
-        """Closes the dataset after an error. Blocks, or with `at_once` raises BlockingIOError."""
-        context = self.contexts[dataset.row.sop_class_uid][dataset.syntax]
+    def opened(
+        self, dataset: WholeDataset, originator: tuple[str, int] | None = None, *, at_once: bool = False
+    ) -> OutgoingDataset:
+        """`originator` are AE title and message id of a C-MOVE. Closes the dataset after an error. Blocks, or
+        with `at_once` raises BlockingIOError."""
+        row, number = dataset.row, self._next_number()
+        context = self.contexts[row.sop_class_uid][dataset.syntax]
         buffer = self._buffers.pop() if self._buffers else bytearray(BUFFER)
+        request = number, store_request(number, row.sop_class_uid, row.key.instance, originator)
         try:
-            return OutgoingDataset(dataset, context, self.longest, buffer, at_once=at_once)
+            return OutgoingDataset(dataset, context, self.longest, buffer, request, at_once=at_once)
         except BaseException:
             dataset.close()
             self._buffers.append(buffer)
@@ -155,43 +173,52 @@ class Channel:
         dataset.close()
         self._buffers.append(dataset.buffer)
 
-    async def store(self, dataset: OutgoingDataset, originator: tuple[str, int] | None) -> int:
+    async def store(self, dataset: OutgoingDataset) -> int:
         """Sends a C-STORE, and returns the status of its response. Raises PeerLost."""
-        row = dataset.row
-        self._number = self._number % 0xFFFF + 1
-        command = store_request(self._number, row.sop_class_uid, row.key.instance, originator)
-        return (await self._invoke(self._number, self._portions(dataset, command))).status
+        await self.send(dataset)
+        return await self.status(dataset.number)
+
+    async def send(self, dataset: OutgoingDataset) -> None:
+        """Sends a C-STORE; then `status` waits for its response. Raises PeerLost."""
+        await self._invoke(dataset.number, dataset.first, self._portions(dataset))
 
     async def report(self, context: int, sop_class: str, instance: str, event: int, dataset: bytes) -> int:
         """Sends an N-EVENT-REPORT, and returns the status of its response. Raises PeerLost."""
+        number = self._next_number()
+        command = event_report_request(number, sop_class, instance, event)
+        message = (
+            *data_pdus(context, command, self.longest, is_command=True),
+            *data_pdus(context, dataset, self.longest),
+        )
+        await self._invoke(number, b"".join(message), _nothing())
+        return await self.status(number)
+
+    def _next_number(self) -> int:
         self._number = self._number % 0xFFFF + 1
-        command = event_report_request(self._number, sop_class, instance, event)
+        return self._number
 
-        async def pieces() -> AsyncIterator[bytes | memoryview]:
-            yield b"".join(data_pdus(context, command, self.longest, is_command=True))
-            yield b"".join(data_pdus(context, dataset, self.longest))
-
-        return (await self._invoke(self._number, pieces())).status
-
-    async def _portions(self, dataset: OutgoingDataset, command: bytes) -> AsyncIterator[bytes | memoryview]:
+    async def _portions(self, dataset: OutgoingDataset) -> AsyncIterator[Piece]:
         loop = asyncio.get_running_loop()
-        yield dataset.first(command)
         while dataset.has_more:
             yield await loop.run_in_executor(self._threads, dataset.portion)
 
-    async def _invoke(self, number: int, pieces: AsyncIterator[bytes | memoryview]) -> Command:
-        future: asyncio.Future[Command] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = future
+    async def _invoke(self, number: int, first: Piece, others: AsyncIterator[Piece]) -> None:
+        self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
-            await self._send(pieces)
+            await self._send(first, others)
+        except OSError as error:
+            del self._waiting[number]
+            raise PeerLost(error.strerror or str(error)) from None
+
+    async def status(self, number: int) -> int:
+        """Waits for the response to a message. Raises PeerLost."""
+        try:
             async with asyncio.timeout(self._patience):
-                return await future
+                return (await self._waiting[number]).status
         except TimeoutError:
             raise PeerLost(f"no response in {self._patience:g} s") from None
-        except OSError as error:
-            raise PeerLost(error.strerror or str(error)) from None
         finally:
-            del self._waiting[number]
+            self._waiting.pop(number, None)
 
     def take(self, response: Command) -> bool:
         """A response has come. False if nothing waits for it."""
@@ -207,3 +234,10 @@ class Channel:
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(PeerLost("the association has ended"))
+                future.exception()  # perhaps nothing waits for it any more
+
+
+async def _nothing() -> AsyncIterator[Piece]:
+    """No further pieces."""
+    return
+    yield b""

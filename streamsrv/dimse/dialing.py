@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 
 from streamsrv.dicom.explicit import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from streamsrv.dimse.channel import Channel, PeerLost
+from streamsrv.dimse.channel import Channel, PeerLost, Piece
 from streamsrv.dimse.connections import PlainConnection, TlsConnection
 from streamsrv.dimse.destinations import MoveDestination, destination_of
 from streamsrv.dimse.protocol import pdus
@@ -201,25 +201,27 @@ class OutgoingAssociation:
             if not command.field & RESPONSE or not self.channel.take(command):
                 raise UpperLayerError("a message that nothing waits for")
 
-    async def _send_message(self, pieces: AsyncIterator[bytes | memoryview]) -> None:
-        """One that breaks off ends the association. Raises OSError and TimeoutError."""
-        assert self._connection is not None
+    async def _send_message(self, first: Piece, others: AsyncIterator[Piece]) -> None:
+        """One that breaks off ends the association. Raises OSError."""
         async with self._sending:
-            begun = False
             try:
-                async for piece in pieces:
-                    if self._layer.state is not LayerState.ESTABLISHED:
-                        raise PeerLost("the association has ended")
-                    begun, view = True, memoryview(piece)
-                    for at in range(0, len(view), AT_ONCE):
-                        async with asyncio.timeout(self._settings.stall_timeout):
-                            await self._connection.send(view[at : at + AT_ONCE])
+                await self._put(first)
+                async for piece in others:
+                    await self._put(piece)
             except TimeoutError:
                 raise PeerLost(f"it took less than {AT_ONCE} bytes in time") from None
-            except BaseException as error:
-                if begun and not isinstance(error, OSError):
-                    raise PeerLost(f"a message broke off: {error}") from error
+            except OSError:
                 raise
+            except BaseException as error:
+                raise PeerLost(f"a message broke off: {error}") from error
+
+    async def _put(self, piece: Piece) -> None:
+        if self._layer.state is not LayerState.ESTABLISHED or self._connection is None:
+            raise PeerLost("the association has ended")
+        view = memoryview(piece)
+        for at in range(0, len(view), AT_ONCE):
+            async with asyncio.timeout(self._settings.stall_timeout):
+                await self._connection.send(view[at : at + AT_ONCE])
 
     async def close(self) -> None:
         """Releases an association that is established and idle, else aborts it."""

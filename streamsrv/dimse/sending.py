@@ -66,7 +66,7 @@ class BatchSender:
         except (NotAcceptable, StoreError) as error:
             return StoreOutcome(row, 0, error.detail)
         try:
-            return StoreOutcome(row, await channel.store(dataset, None))
+            return StoreOutcome(row, await channel.store(dataset))
         finally:
             channel.close(dataset)
 

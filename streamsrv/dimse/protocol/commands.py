@@ -6,6 +6,7 @@ import re
 import struct
 from collections.abc import Sequence
 from enum import IntEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 from streamsrv.dimse.protocol.pdus import AbortReason, UpperLayerError
@@ -16,6 +17,7 @@ RESPONSE = 0x8000  # bit of a response in Command Field
 LONGEST_COMMENT = 64  # characters of Error Comment, an LO
 
 _ELEMENT = struct.Struct("<HHI")
+_SHORT, _GROUP_LENGTH = struct.Struct("<H"), struct.Struct("<HHII")
 (
     _SOP_CLASS,
     _FIELD,
@@ -29,6 +31,7 @@ _ELEMENT = struct.Struct("<HHI")
 _DESTINATION = 0x0600
 _REQUESTED_CLASS, _REQUESTED_INSTANCE, _EVENT_TYPE, _ACTION_TYPE = 0x0003, 0x1001, 0x1002, 0x1008
 _PRIORITY, _FIRST_NUMBER, _MOVE_TITLE, _MOVE_MESSAGE_ID = 0x0700, 0x1020, 0x1030, 0x1031
+_ZERO = bytes(2)
 _NO_LO = re.compile(r"[^ -\[\]-~]")
 
 
@@ -164,18 +167,21 @@ def store_request(
 ) -> bytes:
     """The command set of a C-STORE-RQ. `originator` are AE title and message id of a C-MOVE
     (PS3.7 9.3.1)."""
-    values = {
-        _SOP_CLASS: _padded(sop_class, b"\0"),
-        _FIELD: struct.pack("<H", CommandField.C_STORE),
-        _MESSAGE_ID: struct.pack("<H", message_id),
-        _PRIORITY: b"\0\0",
-        _DATASET_TYPE: b"\0\0",
-        _INSTANCE: _padded(instance, b"\0"),
-    }
+    before, between, behind = _store_request(sop_class, originator)
+    body = before + _SHORT.pack(message_id) + between + _element(_INSTANCE, _padded(instance, b"\0")) + behind
+    return _GROUP_LENGTH.pack(0, 0, 4, len(body)) + body
+
+
+@lru_cache(maxsize=256)
+def _store_request(sop_class: str, originator: tuple[str, int] | None) -> tuple[bytes, bytes, bytes]:
+    """The bytes around message id and instance, which are the same for many instances."""
+    before = _element(_SOP_CLASS, _padded(sop_class, b"\0"))
+    before += _element(_FIELD, _SHORT.pack(CommandField.C_STORE)) + _ELEMENT.pack(0, _MESSAGE_ID, 2)
+    between, behind = _element(_PRIORITY, _ZERO) + _element(_DATASET_TYPE, _ZERO), b""
     if originator is not None:
-        values[_MOVE_TITLE] = _padded(originator[0], b" ")
-        values[_MOVE_MESSAGE_ID] = struct.pack("<H", originator[1])
-    return _command_set(values)
+        behind = _element(_MOVE_TITLE, _padded(originator[0], b" "))
+        behind += _element(_MOVE_MESSAGE_ID, _SHORT.pack(originator[1]))
+    return before, between, behind
 
 
 def event_report_request(message_id: int, sop_class: str, instance: str, event: int) -> bytes:

@@ -106,6 +106,7 @@ class RetrieveOperation(QueryOperation):
         super().__init__(talk, command, model, context)
         self._counts = SubOperations()
         self._told = 0.0
+        self._study = ""  # the last one of which an instance was sent
 
     async def finish(self) -> OperationOutcome:
         """Performs the sub-operations. Returns the final response. Raises OSError if the association ends."""
@@ -149,51 +150,44 @@ class RetrieveOperation(QueryOperation):
     # Sub-operations
 
     async def _send_all(self, query: Query, channel: Channel, originator: tuple[str, int] | None) -> None:
-        study = ""
-        async with aclosing(self._prepared(query, channel)) as prepared:
-            async for key, dataset in prepared:
-                if dataset is None:
-                    self._counts.add(DimseStatus.OUT_OF_RESOURCES, key.instance)
-                else:
-                    if key.study != study:
-                        study = key.study
-                        self._note_sent(study)
-                    await self._store(dataset, channel, originator)
-                await self._tell()
-                if self._cancelled:
-                    return
+        """The peer waits from its response to the next instance. So all that can be done before is done
+        while it takes one: the next one is opened, and the numbers are told."""
+        async with aclosing(self._keys(query)) as keys:
+            ahead = await self._next(keys, channel, originator)
+            try:
+                while ahead is not None and not self._cancelled:
+                    (key, dataset), ahead = ahead, None
+                    if dataset is None:
+                        self._counts.add(DimseStatus.OUT_OF_RESOURCES, key.instance)
+                        ahead = await self._next(keys, channel, originator)
+                        continue
+                    try:
+                        self._note_sent(key.study)
+                        await channel.send(dataset)
+                        await self._tell()
+                        ahead = await self._next(keys, channel, originator)
+                        self._add(await channel.status(dataset.number), key.instance)
+                    finally:
+                        channel.close(dataset)
+            finally:
+                if ahead is not None and ahead[1] is not None:
+                    channel.close(ahead[1])
 
-    async def _store(
-        self, dataset: OutgoingDataset, channel: Channel, originator: tuple[str, int] | None
-    ) -> None:
-        try:
-            status = await channel.store(dataset, originator)
-        finally:
-            channel.close(dataset)
-        self._counts.add(status, dataset.row.key.instance)
+    def _add(self, status: int, instance: str) -> None:
+        self._counts.add(status, instance)
         if status:
-            name, instance = self._talk.peer.principal.name, dataset.row.key.instance
+            name = self._talk.peer.principal.name
             log.warning("%s of %s: a C-STORE of %s got %04X", self.name, name, instance, status)
 
-    async def _prepared(
-        self, query: Query, channel: Channel
-    ) -> AsyncGenerator[tuple[InstanceKey, OutgoingDataset | None], None]:
-        """Each instance with the first portion of its dataset; None if it cannot be read. The next one is
-        read ahead."""
-        waiting: list[tuple[InstanceKey, asyncio.Task[OutgoingDataset | None]]] = []
-        try:
-            async for key in self._keys(query):
-                waiting.append((key, asyncio.create_task(self._opened(key, channel))))
-                if len(waiting) > 1:
-                    yield waiting[0][0], await waiting.pop(0)[1]
-            if waiting:
-                yield waiting[0][0], await waiting.pop(0)[1]
-        finally:
-            for _, task in waiting:
-                if (dataset := await task) is not None:
-                    channel.close(dataset)
+    async def _next(
+        self, keys: AsyncIterator[InstanceKey], channel: Channel, originator: tuple[str, int] | None
+    ) -> tuple[InstanceKey, OutgoingDataset | None] | None:
+        """An instance with the first portion of its dataset, or with None if it cannot be read. None at the
+        end."""
+        key = await anext(keys, None)
+        return None if key is None else (key, await self._opened(key, channel, originator))
 
-    async def _keys(self, query: Query) -> AsyncIterator[InstanceKey]:
+    async def _keys(self, query: Query) -> AsyncGenerator[InstanceKey, None]:
         hits = self._hits(query)
         while page := await self._in_thread(lambda: list(itertools.islice(hits, PAGE))):
             for key in page:
@@ -205,14 +199,18 @@ class RetrieveOperation(QueryOperation):
         for hit in searches.hits(query, talk.peer.address):
             yield InstanceKey(hit.study, hit.series or "", hit.instance or "")
 
-    async def _opened(self, key: InstanceKey, channel: Channel) -> OutgoingDataset | None:
+    async def _opened(
+        self, key: InstanceKey, channel: Channel, originator: tuple[str, int] | None
+    ) -> OutgoingDataset | None:
         """In the loop if nothing of it would block: a turn through a thread takes longer."""
         try:
             retrieve = self._talk.rooms.retrieve(self._talk.peer.principal)
             with contextlib.suppress(BlockingIOError):
                 if (dataset := retrieve.dataset_at_hand(key, channel.syntaxes)) is not None:
-                    return channel.opened(dataset, at_once=True)
-            return await self._in_thread(lambda: channel.opened(retrieve.dataset(key, channel.syntaxes)))
+                    return channel.opened(dataset, originator, at_once=True)
+            return await self._in_thread(
+                lambda: channel.opened(retrieve.dataset(key, channel.syntaxes), originator)
+            )
         except (StreamsrvError, OSError) as error:
             known = system_error(error, "reading") if isinstance(error, OSError) else error
             name = self._talk.peer.principal.name
@@ -220,10 +218,10 @@ class RetrieveOperation(QueryOperation):
             return None
 
     async def _tell(self) -> None:
-        """A pending response with the numbers."""
+        """A pending response with the numbers, if there is one to count."""
         now = time.monotonic()
         numbers = self._counts.numbers(with_remaining=True)
-        if now - self._told < PENDING_PAUSE or not numbers[0]:
+        if now - self._told < PENDING_PAUSE or not any(numbers[1:]) or not numbers[0]:
             return
         self._told = now
         await self._talk.send(
@@ -233,6 +231,10 @@ class RetrieveOperation(QueryOperation):
         )
 
     def _note_sent(self, study: str) -> None:
+        """Once for each study: its instances come together."""
+        if study == self._study:
+            return
+        self._study = study
         self._talk.rooms.note(self._talk.peer, Event.SENT, study=study, detail=self.name)
 
     async def _in_thread(self, call: Callable[..., Made], *arguments: object) -> Made:
