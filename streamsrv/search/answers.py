@@ -29,7 +29,6 @@ from urllib.parse import quote
 import orjson
 
 from streamsrv.bounded_cache import SizedCache
-from streamsrv.dicom.instance import JsonDataset
 from streamsrv.dicom.nativexml import native_xml
 from streamsrv.errors import BadRequest
 from streamsrv.query.attributes import Level
@@ -112,16 +111,14 @@ class Searches:
             return Deferred(lambda: self._long(request, target))
         return _conditional(request, found)
 
-    def datasets(self, query: Query, client: str) -> Generator[JsonDataset, None, None]:
-        """All matches of a query in its order, with the attributes that it asks for, for a protocol without
-        pages. Blocks; holds one page. Raises ContentTooLarge and TooManyRequests."""
-        attributes = Attributes(self._index, query, (), False, "")
-        for pieces in attributes.datasets(self.hits(query, client)):
-            yield from orjson.loads(b"[" + b"".join(pieces) + b"]")
+    def texts(self, query: Query, client: str) -> Generator[bytes, None, None]:
+        """All matches of a query in its order, as JSON objects with the attributes that it asks for, for a
+        protocol without pages. Blocks; holds one match. Raises ContentTooLarge and TooManyRequests."""
+        yield from Attributes(self._index, query, (), False, "").each(self.hits(query, client))
 
     def hits(self, query: Query, client: str) -> Generator[Hit, None, None]:
         """All matches, within the budget of a search and the rate of the client. Blocks and raises as
-        `datasets`."""
+        `texts`."""
         budget = Budget(self._limits.rows, self._limits.metadata)
         self._rates.check(client, READ_TOO_MUCH)
         try:

@@ -180,6 +180,12 @@ class Attributes:
             return (iter((b",".join(self.texts(page)),)) for page in _pages(hits))
         return map(self._deep_pieces, hits)
 
+    def each(self, hits: Iterable[Hit]) -> Iterator[bytes]:
+        """Yields the JSON object of each match. A `deep` one is held whole."""
+        if self.ready and self._level is Level.INSTANCE:
+            return (self._series_page([hit]) for hit in hits)
+        return map(self._text, hits) if self.deep else self.texts(hits)
+
     def _text(self, hit: Hit) -> bytes:
         if self.deep:
             return b"".join(self._deep_pieces(hit))

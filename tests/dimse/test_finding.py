@@ -26,12 +26,12 @@ class Searching:
         self.taken = 0
         self._last = last
 
-    def datasets(self, query, client):
+    def texts(self, query, client):
         for number in itertools.count():
             self.taken += 1
             if number == self._last:
                 raise ContentTooLarge("too much")
-            yield {"0020000D": {"vr": "UI", "Value": [f"1.2.{number}"]}}
+            yield b'{"0020000D":{"vr":"UI","Value":["1.2.%d"]}}' % number
 
 
 def found(searching, send):

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import orjson
@@ -42,6 +43,7 @@ _LIMITS = ReadLimits(
 )
 # VRs in the Specific Character Set, with the delimiters of their values.
 _TEXTS = {"LO": "\\", "SH": "\\", "UC": "\\", "PN": "\\^=", "LT": "", "ST": "", "UT": ""}
+CACHED_MATCHES = 1024  # of a writer, with about 1,500 bytes each
 _HEAD = struct.Struct("<HHI")
 _SHORT_LENGTH, _LONG_LENGTH = struct.Struct("<H"), struct.Struct("<I")
 # VRs of text with a length of 16 bits in Explicit VR.
@@ -129,24 +131,48 @@ def _text(tag: str, vr: str, element: Mapping[str, Any]) -> str:
     return value_bytes(tag, vr, found).decode()
 
 
-class MatchWriter:
-    """The datasets of the answers to one request. `title` is the AE title of this server. `vr`s of absent
-    attributes are those of the request."""
+def writer_of(identifier: Identifier, syntax: str, title: str) -> MatchWriter:
+    """The writer of the answers to a request. `title` is the AE title of this server. Requests that ask for
+    the same attributes have one writer: a workstation repeats its list."""
+    keys = tuple((key.path, key.vr) for key in identifier.keys)
+    return _writer(identifier.level, keys, identifier.sets, syntax, title)
 
-    def __init__(self, identifier: Identifier, syntax: str, title: str) -> None:
+
+@lru_cache(maxsize=8)
+def _writer(
+    level: str, keys: tuple[tuple[Path, str], ...], sets: CharacterSets | None, syntax: str, title: str
+) -> MatchWriter:
+    return MatchWriter(level, keys, sets, syntax, title)
+
+
+class MatchWriter:
+    """The datasets of the answers to requests with the same keys. `vr`s of absent attributes are those of the
+    request."""
+
+    def __init__(
+        self,
+        level: str,
+        keys: Sequence[tuple[Path, str]],
+        sets: CharacterSets | None,
+        syntax: str,
+        title: str,
+    ) -> None:
+        """`keys` are paths and VRs."""
         self._explicit = syntax == EXPLICIT_VR_LITTLE_ENDIAN
-        self._tree: Tree = tree_of(key.path for key in identifier.keys)
-        vrs = {key.path[0]: key.vr if len(key.path) == 1 else "SQ" for key in identifier.keys}
+        self._tree: Tree = tree_of(path for path, _ in keys)
+        vrs = {path[0]: vr if len(path) == 1 else "SQ" for path, vr in keys}
         self._ready = {
-            LEVEL: self._of(LEVEL, "CS", identifier.level.encode()),
+            LEVEL: self._of(LEVEL, "CS", level.encode()),
             RETRIEVE_AET: self._of(RETRIEVE_AET, "AE", title.encode()),
         }
         vrs |= {LEVEL: "CS", RETRIEVE_AET: "AE", CHARACTER_SET: "CS"}
         self._rows = [
             (tag, vr, self._of(tag, vr, b""), self._prefix(tag, vr)) for tag, vr in sorted(vrs.items())
         ]
-        self._choices = tuple(dict.fromkeys((identifier.sets or LATIN_1, UTF_8)))
+        self._choices = tuple(dict.fromkeys((sets or LATIN_1, UTF_8)))
         self._length = (_SHORT_LENGTH if self._explicit else _LONG_LENGTH).pack
+        # The dataset of a match that is a JSON object.
+        self.dataset_of_text = lru_cache(maxsize=CACHED_MATCHES)(self._dataset_of_text)
 
     def _of(self, tag: str, vr: str, content: bytes) -> bytes:
         return element_of(int(tag, 16), vr, content, self._explicit)
@@ -156,6 +182,9 @@ class MatchWriter:
         if vr not in _QUICK:
             return b""
         return self._of(tag, vr, b"")[: -2 if self._explicit else -4]
+
+    def _dataset_of_text(self, text: bytes) -> bytes:
+        return self.dataset(orjson.loads(text))
 
     def dataset(self, found: JsonDataset) -> bytes:
         """The requested attributes of a match."""

@@ -20,6 +20,8 @@ import itertools
 from collections.abc import Generator, Iterator
 from urllib.parse import quote
 
+import orjson
+
 from streamsrv.audit.entries import Event
 from streamsrv.dicom.instance import JsonDataset
 from streamsrv.dicom.json.values import text, whole
@@ -28,6 +30,7 @@ from streamsrv.dimse.protocol.identifiers import (
     Identifier,
     MatchWriter,
     RequestKey,
+    writer_of,
 )
 from streamsrv.dimse.protocol.models import InformationModel
 from streamsrv.dimse.protocol.pdus import data_pdus
@@ -79,18 +82,18 @@ class FindOperation(QueryOperation):
         talk, context = self._talk, self._context
         wanted = Wanted(identifier, self._model, talk.options)
         talk.rooms.note(talk.peer, Event.QUERY, query=wanted.spelled, detail="C-FIND")
-        writer = MatchWriter(identifier, context.transfer_syntax, talk.title)
+        writer = writer_of(identifier, context.transfer_syntax, talk.title)
         status = DimseStatus.PENDING_WITHOUT_OPTIONAL_KEYS if wanted.lacks_keys else DimseStatus.PENDING
         head = talk.message(context.number, response(self.command, status, has_dataset=True))
         searches = talk.rooms.searches(talk.peer.principal)
-        found = wanted.joined(searches.datasets(wanted.query, talk.peer.address))
+        found = wanted.written(searches.texts(wanted.query, talk.peer.address), writer)
         loop = asyncio.get_running_loop()
 
         def portion() -> tuple[bytes, bool]:
             matches = list(itertools.islice(found, PORTION))
             pieces: list[bytes] = []
             for match in matches:
-                pieces += head, *data_pdus(context.number, writer.dataset(match), talk.longest)
+                pieces += head, *data_pdus(context.number, match, talk.longest)
             return b"".join(pieces), len(matches) < PORTION
 
         is_last = False
@@ -129,13 +132,14 @@ class Wanted:
             return False
         return bool(key.text) or not is_below(key.path, level)
 
-    def joined(self, studies: Iterator[JsonDataset]) -> Generator[JsonDataset, None, None]:
-        """The matches: at the level of patients those of one patient ID are one."""
+    def written(self, found: Iterator[bytes], writer: MatchWriter) -> Generator[bytes, None, None]:
+        """The datasets of the matches: at the level of patients those of one patient ID are one."""
         if not self._of_patients:
-            yield from studies
+            yield from map(writer.dataset_of_text, found)
             return
+        studies: Iterator[JsonDataset] = map(orjson.loads, found)
         for _, group in itertools.groupby(studies, key=lambda study: text(study, PATIENT_ID)):
-            yield self._patient(group)
+            yield writer.dataset(self._patient(group))
 
     def _patient(self, studies: Iterator[JsonDataset]) -> JsonDataset:
         first = next(studies)
