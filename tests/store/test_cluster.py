@@ -20,6 +20,7 @@ from streamsrv.errors import (
 from streamsrv.query.rules import rule_of
 from streamsrv.store import OnDuplicate, Outcome, Store, StoreOptions
 from streamsrv.store import transaction as transactions
+from streamsrv.store.cluster import identity
 from streamsrv.store.cluster.leases import IntentKeeper
 from streamsrv.store.cluster.places import ObjectPlaces
 from streamsrv.store.cluster.sweeper import Sweeper, sweep
@@ -451,6 +452,21 @@ def test_a_founding_that_broke_off_goes_on(cluster, monkeypatch):
         Store.open(Layout(cluster.folder / "r").root, cluster.options, read_only=True)
     put(cluster.node("a"), payload_of(KEYS[0]))
     assert get(cluster.node("b"), KEYS[0]) == payload_of(KEYS[0])
+
+
+def test_a_store_that_another_node_founds_at_the_same_time(cluster, monkeypatch):
+    """Between the two looks of the first one, into the bucket and into the database."""
+    look, others = identity.in_bucket, []
+
+    def looked(bucket):
+        known = look(bucket)
+        if not others:
+            others.append(None)
+            others.append(cluster.node("b"))
+        return known
+
+    monkeypatch.setattr(identity, "in_bucket", looked)
+    assert cluster.node("a").store_id == others[1].store_id
 
 
 def test_settings_that_are_wrong_get_a_sentence(cluster, memory, database_server):

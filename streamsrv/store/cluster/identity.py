@@ -42,6 +42,8 @@ def agreed(bucket: Bucket, connections: Connections, *, read_only: bool) -> Iden
         row = cluster_row.read(connections)
         assert row is not None
     identity = Identity(row.store_id, row.secret)
+    if known is None and row.in_bucket:  # another node may have founded the store since
+        known = in_bucket(bucket)
     if known is None:
         if row.in_bucket:
             raise WrongStore(
