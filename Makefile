@@ -12,8 +12,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test test-fast test-deployment test-viewers test-services test-programs lint format perf soak fuzz docs wheel
-.PHONY: release audit clean
+.PHONY: run test test-fast test-cluster test-deployment test-viewers test-services test-programs lint format
+.PHONY: perf soak soak-cluster fuzz docs wheel release audit clean
 
 define environment
 	$(PYTHON) -c 'import sys; sys.exit("streamsrv needs Python 3.11 or later, this is " + sys.version) if sys.version_info < (3, 11) else None'
@@ -44,7 +44,7 @@ run: $(VENV)/installed
 PYTEST := $(BIN)/python -m pytest -n $(shell n=$$(nproc); echo $$((n < 2 ? 3 : 4))) --dist worksteal
 # COVERAGE=1 make test: with branch coverage, which makes code in the process of a test 2.5 times as slow.
 test: $(VENV)/ready
-	$(PYTEST) --ignore=tests/deployment $(if $(COVERAGE),--cov --cov-report=)
+	$(PYTEST) --ignore=tests/deployment --ignore=tests/soak $(if $(COVERAGE),--cov --cov-report=)
 	$(if $(COVERAGE),$(BIN)/coverage report)
 
 # At most 60 s on two cores: the rooms without most servers, and a few tests of a whole server. Left out are
@@ -61,6 +61,11 @@ SLOW := tests/dicom/test_series_template.py tests/dicom/test_jsonmembers.py test
 test-fast: $(VENV)/ready
 	$(PYTEST) $(SLOW:%=--ignore=%) $(FAST)
 
+# The tests over HTTP, which were written for a store in a folder, on nodes over PostgreSQL and a bucket.
+# tests/store_kinds.py lists them.
+test-cluster: $(VENV)/ready
+	$(PYTEST) --store cluster
+
 # The files of conf/ and the Dockerfile in the real programs: proxies, systemd, buildah, Prometheus. Needs
 # root, and the programs that .ci/run installs. SOAK=10 sends 2 GB through each proxy.
 # Three processes share the modules: viewers, services beside a server, and all others. The name gives each its
@@ -68,6 +73,9 @@ test-fast: $(VENV)/ready
 VIEWERS := $(wildcard tests/deployment/test_*viewer*.py)
 SERVICES := $(wildcard $(patsubst %,tests/deployment/test_*%*.py,node database object cluster gateways \
 	prometheus release restore syslog))
+
+# A part of test-cluster.
+BOTH := tests/test_tutorial.py tests/test_operations.py tests/test_metadata_http.py
 
 test-deployment: $(VENV)/extras
 	$(MAKE) --jobs 3 --keep-going --output-sync=target test-viewers test-services test-programs
@@ -77,6 +85,7 @@ test-viewers: $(VENV)/extras
 
 test-services: $(VENV)/extras
 	PYTEST_XDIST_WORKER=gw5 $(BIN)/python -m pytest -q -s $(SERVICES)
+	PYTEST_XDIST_WORKER=gw5 $(BIN)/python -m pytest -q --store cluster $(BOTH)
 
 test-programs: $(VENV)/extras
 	PYTEST_XDIST_WORKER=gw6 $(BIN)/python -m pytest -q -s $(VIEWERS:%=--ignore=%) $(SERVICES:%=--ignore=%) tests/deployment
@@ -89,8 +98,16 @@ SOAK_TESTS := tests/test_kill.py tests/test_power_cut.py tests/test_failing_disk
 	tests/deployment/test_object_reading.py tests/deployment/test_node_kills.py tests/deployment/test_move_kills.py \
 	tests/test_dimse.py
 
-soak: $(VENV)/ready
+soak: $(VENV)/ready soak-cluster
 	SOAK=$${SOAK:-20} $(BIN)/python -m pytest -s -x $(SOAK_TESTS)
+
+# Machines of a cluster that fail, in network namespaces; nodes over Ceph; and test-cluster. Needs root, etcd,
+# Patroni and Ceph: docs/reliability.md.
+CEPH := tests/deployment/test_node_kills.py tests/store/contract tests/deployment/test_object_reading.py
+soak-cluster: $(VENV)/ready
+	SOAK=$${SOAK:-20} $(BIN)/python -m pytest -s -x tests/soak
+	SOAK=$${SOAK:-20} $(BIN)/python -m pytest -s -x --s3 ceph $(CEPH)
+	$(MAKE) test-cluster
 
 # SECONDS for each reader: SECONDS=600 make fuzz. Without atheris the inputs are not guided by coverage.
 fuzz: $(VENV)/ready

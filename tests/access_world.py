@@ -4,19 +4,25 @@ import base64
 import contextlib
 import http.client
 import io
+import os
 import subprocess
+from unittest.mock import patch
 
+import store_kinds
 from live_server import environment, executable
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import dcmwrite
 
+from streamsrv import config
 from streamsrv.cli import main
+from streamsrv.web.access.grants import grants_of
 
 
 def command(*words, code=0):
     """Runs `streamsrv` with these words, which has to end with this exit code."""
+    named = environment() | store_kinds.variables_for(words)
     words = [*executable(), *map(str, words)]
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(words, env=named, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     return done
 
@@ -34,9 +40,16 @@ def files_of(grants, kind=""):
 
 def within(*words, code=0):
     """As `command`, in this process, which takes less time. Returns its standard output."""
-    with contextlib.redirect_stdout(io.StringIO()) as output:
+    place = store_kinds.variables_for(words)
+    with contextlib.redirect_stdout(io.StringIO()) as output, patch.dict(os.environ, place):
         assert main([*map(str, words)]) == code
     return output.getvalue()
+
+
+def grants_for(data):
+    """Those of the server with this folder."""
+    named = store_kinds.variables_of(data) | {"STREAMSRV_DATA": str(data)}
+    return grants_of(config.load(environment=named))
 
 
 def basic(user, key):

@@ -5,7 +5,7 @@ import os
 import signal
 from unittest.mock import patch
 
-from kill_world import KEYS, Load, World, children, is_alive, verb, waited
+from kill_world import KEYS, Load, World, children, is_worker, verb, waited
 from live_server import free_port, start_server
 from obstore import list as listed
 from seaweed import ADMIN, BUCKET, variables
@@ -106,11 +106,3 @@ class ClusterWorld(World):
 
     def sql(self, statement):
         return self._database.sql(f"SET search_path = {self._name}; {statement}")
-
-
-def is_worker(process_id):
-    try:
-        with open(f"/proc/{process_id}/cmdline", "rb") as file:
-            return b"streamsrv.server" in file.read() and is_alive(process_id)
-    except FileNotFoundError:
-        return False

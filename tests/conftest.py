@@ -3,9 +3,45 @@
 import os
 
 import pytest
+import store_kinds
+from ceph import Ceph
 from database_server import DatabaseServer
 from live_server import start_server
 from seaweed import Seaweed
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        *("--store",),
+        choices=("embedded", "cluster"),
+        default="embedded",
+        help="of servers: in a folder, or over PostgreSQL and a bucket",
+    )
+    parser.addoption("--s3", choices=("seaweed", "ceph"), default="seaweed", help="what the bucket is in")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "embedded(why): a test that no store of several nodes can pass")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """On a cluster run the modules of store_kinds.ON_BOTH alone."""
+    chosen = config.getoption("store") == "cluster" and collection_path.suffix == ".py"
+    return (chosen and store_kinds.path_of(collection_path) not in store_kinds.ON_BOTH) or None
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("store") == "cluster":
+        left_out = [item for item in items if item.get_closest_marker("embedded")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kind_of_store(request):
+    if request.config.getoption("store") == "cluster":
+        started = [request.getfixturevalue(name) for name in ("database_server", "object_store")]
+        store_kinds.give(*started)
 
 
 @pytest.hookimpl(trylast=True)
@@ -41,15 +77,16 @@ def server_factory(tmp_path):
 @pytest.fixture(scope="session")
 def database_server():
     """PostgreSQL, started when the first test asks for it."""
-    server = DatabaseServer()
+    server = DatabaseServer(max_connections="400")
     yield server
     server.end()
 
 
 @pytest.fixture(scope="session")
-def object_store(tmp_path_factory):
-    """SeaweedFS with a gateway and a bucket, started when the first test asks for it."""
-    started = Seaweed(tmp_path_factory.mktemp("seaweed"))
+def object_store(tmp_path_factory, request):
+    """SeaweedFS or Ceph with a gateway and a bucket, started when the first test asks for it."""
+    kind = Ceph if request.config.getoption("s3") == "ceph" else Seaweed
+    started = kind(tmp_path_factory.mktemp("bucket"))
     started.open_bucket()
     yield started
     started.end()

@@ -28,6 +28,19 @@ def programs():
     return max(versions, key=lambda each: int(each.name)) / "bin"
 
 
+def said(folder, statement, database="postgres", port="5432"):
+    """What psql prints."""
+    client = [str(programs() / "psql"), "-h", str(folder), "-p", port, "-U", USER, "-d", database]
+    done = subprocess.run([*client, "-Atqc", statement], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def url_of(folder, schema, port="5432"):
+    """Of the server in this folder, and a schema that is made."""
+    said(folder, f"CREATE SCHEMA IF NOT EXISTS {schema}", port=port)
+    return f"postgresql://{USER}@/postgres?host={folder}&options=-csearch_path%3D{schema}"
+
+
 class DatabaseServer:
     def __init__(self, primary=None, **settings):
         """With a `primary` the server is its standby."""
@@ -74,15 +87,11 @@ class DatabaseServer:
 
     def sql(self, statement, database="postgres"):
         """What psql prints."""
-        where = ("-h", str(self.folder), "-p", self._port)
-        client = [str(programs() / "psql"), *where, "-U", USER, "-d", database]
-        done = subprocess.run([*client, "-Atqc", statement], check=True, capture_output=True, text=True)
-        return done.stdout.strip()
+        return said(self.folder, statement, database, self._port)
 
     def url(self, schema="public"):
         """Of a schema of its own, which is made."""
-        self.sql(f"CREATE SCHEMA IF NOT EXISTS {schema}")
-        return f"postgresql://{USER}@/postgres?host={self.folder}&options=-csearch_path%3D{schema}"
+        return url_of(self.folder, schema, self._port)
 
     def end(self):
         """Also if it was stopped."""

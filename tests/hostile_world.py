@@ -14,6 +14,7 @@ import threading
 import time
 from dataclasses import dataclass
 
+import store_kinds
 from hostile_files import SECRET, instance
 from live_server import environment, executable, start_server
 
@@ -218,8 +219,9 @@ class World:
         assert (reply.status, reply.body) == (200, self.stored)
         assert self.store(instance()).status == 200
 
-    def segments(self):
-        return sorted((self.server.data / "segments").iterdir())
+    def files(self):
+        """And the index, or the files of a node."""
+        return sorted(path for path in self.server.data.rglob("*") if path.is_file())
 
     def end(self):
         """End the server; then nothing of a refused body is on the disk, and `check` finds nothing."""
@@ -227,11 +229,11 @@ class World:
         log = self.server.log.read_text(errors="replace")
         assert "Traceback" not in log, log[log.index("Traceback") - 500 :][:4000]
         assert SECRET.decode() not in log
-        for file in (*self.segments(), self.server.data / "index" / "data.mdb"):
+        for file in self.files():
             assert not holds(file, MARK), file
         checked = subprocess.run(
             [*executable(), "check", "--data", str(self.server.data)],
-            env=environment(),
+            env=environment() | store_kinds.variables_of(self.server.data),
             capture_output=True,
             text=True,
             timeout=DEADLINE,

@@ -20,7 +20,9 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from unittest.mock import patch
 
+import store_kinds
 from histories import FOR_EVER, Operation, last_states
 from live_server import environment, executable, free_port, start_server
 from small_client import LOST, Client, NotSent, file_of, key_of
@@ -34,17 +36,18 @@ PATIENCE = 30.0
 ENOUGH = 3  # stores acknowledged after a kill, by the worker that lives
 
 
-def waited(condition, what):
-    deadline = time.monotonic() + PATIENCE
+def waited(condition, what, patience=PATIENCE):
+    deadline = time.monotonic() + patience
     while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {PATIENCE} s"
+        assert time.monotonic() < deadline, f"{what}: not within {patience} s"
         time.sleep(0.005)
 
 
 def verb(*arguments):
-    """Run a verb of the command line in this process; its exit code and what it said."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    """Run a verb of the command line in this process; its exit code and what it said. With
+    `pytest --store cluster` the store of its data folder is that of the server."""
+    said, place = io.StringIO(), store_kinds.variables_for(arguments)
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), patch.dict(os.environ, place):
         code = cli.main(arguments)
     return code, said.getvalue()
 
@@ -65,8 +68,19 @@ def is_alive(process_id):
     return state != "Z"
 
 
+def is_worker(process_id):
+    try:
+        with open(f"/proc/{process_id}/cmdline", "rb") as file:
+            return b"streamsrv.server" in file.read() and is_alive(process_id)
+    except FileNotFoundError:
+        return False
+
+
 def has_the_index_open(process_id, data):
-    """Or the folder of segments, if the index is in a database: a worker locks it just before."""
+    """Or the folder of segments, if the index is in a database: a worker locks it just before. A node has
+    neither."""
+    if store_kinds.is_cluster():
+        return is_worker(process_id)
     file = "index/data.mdb" if (data / "index").exists() else "segments"
     found = False
     with contextlib.suppress(OSError):  # it may have ended

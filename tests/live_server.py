@@ -14,6 +14,8 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+import store_kinds
+
 ROOT = Path(__file__).resolve().parents[1]
 READY_WITHIN = 30.0  # seconds; a loaded machine starts Python slowly
 END_WITHIN = 20.0
@@ -108,17 +110,20 @@ def refused_start(folder, *flags, **variables):
 
 def start_server(folder, *flags, workers=2, port=None, variables=None, context=None):
     """Starts a server with its data in `folder`/data and waits until it is ready. Its caller ends it.
-    `variables` are added to its environment. `context` is that of clients if the flags name a certificate."""
+    `variables` are added to its environment. `context` is that of clients if the flags name a certificate.
+    With `pytest --store cluster` the server is a node, if the flags name no place of its store."""
+    store_kinds.require_listed()
     port = port or free_port()
     folder.mkdir(parents=True, exist_ok=True)
     data, log = folder / "data", folder / "server.log"
     command = [*executable(), "serve", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--data", str(data), "--workers", str(workers), *flags]
+    place = {} if "--index" in flags else store_kinds.variables_of(data)
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env=environment() | (variables or {}),
+            env=environment() | place | (variables or {}),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -34,6 +34,19 @@ def identity(pair, *actions):
     return {"name": pair[0], "credentials": [keys], "actions": actions}
 
 
+def identities():
+    """The settings of a gateway with an administrator and a node."""
+    rights = [f"{action}:{BUCKET}" for action in ("Read", "Write", "List")]
+    return {"identities": [identity(ADMIN, "Admin", "Read", "Write", "List"), identity(NODE, *rights)]}
+
+
+def store_of(endpoint, pair, bucket):
+    """A client of a gateway."""
+    key, secret = pair
+    keys = {"access_key_id": key, "secret_access_key": secret, "region": "x"}
+    return S3Store(bucket, endpoint=endpoint, client_options={"allow_http": True}, **keys)
+
+
 def free_pair():
     """A port whose port for gRPC, 10,000 higher, is as free as the others: none of them is in use."""
     while (port := free_port()) >= 50_000:
@@ -50,9 +63,7 @@ class Seaweed:
         self._processes = []
         self.filer, self.master, volume = self._ports = [free_pair() for _ in range(3)]
         self._config = folder / "s3.json"
-        rights = [f"{action}:{BUCKET}" for action in ("Read", "Write", "List")]
-        identities = [identity(ADMIN, "Admin", "Read", "Write", "List"), identity(NODE, *rights)]
-        self._config.write_text(json.dumps({"identities": identities}))
+        self._config.write_text(json.dumps(identities()))
         (folder / "data").mkdir()
         ports = [f"-master.port={self.master}", f"-volume.port={volume}", f"-filer.port={self.filer}"]
         small = [f"-volume.max={volumes}", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"]
@@ -100,15 +111,7 @@ class Seaweed:
         put(self.store(ADMIN, BUCKET), "made", b"")
 
     def store(self, pair, bucket, endpoint=""):
-        key, secret = pair
-        return S3Store(
-            bucket,
-            endpoint=endpoint or self.endpoint,
-            access_key_id=key,
-            secret_access_key=secret,
-            region="x",
-            client_options={"allow_http": True},
-        )
+        return store_of(endpoint or self.endpoint, pair, bucket)
 
     def hidden(self):
         """The multipart uploads that have begun and not ended: name and number of parts."""

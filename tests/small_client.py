@@ -65,10 +65,12 @@ class Reply:
 
 
 class Client:
-    """Connects when it has to, and again after the connection was lost, which one of LOST tells."""
+    """Connects when it has to, and again after the connection was lost, which one of LOST tells. `source` is
+    the address from which it does."""
 
-    def __init__(self, origin):
+    def __init__(self, origin, source=None):
         self.address = urlsplit(origin).netloc
+        self._source = source and (source, 0)
         self._connection = None
 
     def close(self):
@@ -92,7 +94,7 @@ class Client:
         return reply
 
     def _connected(self):
-        connection = http.client.HTTPConnection(self.address, timeout=TIMEOUT)
+        connection = http.client.HTTPConnection(self.address, timeout=TIMEOUT, source_address=self._source)
         try:
             connection.connect()
         except ConnectionRefusedError as error:

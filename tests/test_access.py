@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from access_world import Site, basic, bearer, command, file_of, within
+from access_world import Site, basic, bearer, command, file_of, grants_for, within
 from clinic import CT_INSTANCES, CT_SERIES, CT_STUDY, ct
 from dicomweb_client.api import DICOMwebClient
 from dicomweb_client.session_utils import create_session_from_user_pass
@@ -171,7 +171,7 @@ def test_rights_that_change_while_hot_hold_on_each_worker(site, hot):
 def test_a_key_that_ends_while_hot_is_401_at_the_next_request(site, hot):
     began = time.time()
     viewer = hot("--expires", "4s", name="ends")
-    end = grants_in(site.server.data).named(KEY, "ends").until
+    end = grants_for(site.server.data).named(KEY, "ends").until
     assert began < time.time() < end
     time.sleep(max(0, end - time.time()))
     assert viewer.statuses() == {401}

@@ -6,11 +6,11 @@ import math
 import time
 
 import pytest
-from access_world import Site, bearer, file_of
+from access_world import Site, bearer, file_of, grants_for
 from clinic import CT_INSTANCES, CT_SERIES, CT_STUDY, ct
 from live_server import start_server
 
-from streamsrv.web.access.grants import KEY, Grant, digest_of, grants_in, new_key
+from streamsrv.web.access.grants import KEY, Grant, digest_of, new_key
 from streamsrv.web.access.principal import ALL_RIGHTS, Right, named_rights
 from streamsrv.wire.resources import FOLLOWING, PAGES, ROUTES, SHARING, UNVERSIONED, Kind
 
@@ -68,7 +68,7 @@ class Matrix(Site):
     def __init__(self, server):
         super().__init__(server)
         self.connection = self.connect()
-        self.grants = grants_in(server.data)
+        self.grants = grants_for(server.data)
         self.store(self.granted(Right.STORE), file_of(ct(1)))
         self.only = {name: self.granted(Right[name.upper()]) for name in named_rights(ALL_RIGHTS)}
         self.without = {name: self.granted(ALL_RIGHTS & ~Right[name.upper()]) for name in self.only}

@@ -2,12 +2,15 @@
 
 import json
 import math
+import os
 import threading
 import time
+from unittest.mock import patch
 
 import clinic as world
 import pytest
-from access_world import Site
+import store_kinds
+from access_world import Site, grants_for
 from browser_client import PAGE, Browser
 from clinic import CT_STUDY, OTHER_STUDY
 from live_server import start_server
@@ -15,7 +18,7 @@ from live_server import start_server
 from streamsrv import cli
 from streamsrv.query.rules import rule_of
 from streamsrv.web.access.browser.shares import Shares
-from streamsrv.web.access.grants import KEY, Grant, digest_of, grants_in, new_key
+from streamsrv.web.access.grants import KEY, Grant, digest_of, new_key
 from streamsrv.web.access.principal import ALL_RIGHTS, Principal, rights_from
 
 
@@ -24,7 +27,7 @@ class Granting(Site):
 
     def __init__(self, server):
         super().__init__(server)
-        self.grants = grants_in(server.data)
+        self.grants = grants_for(server.data)
 
     def key(self, name, rights, study=None, key=None):
         """Makes a key, or changes the one that is given."""
@@ -368,9 +371,16 @@ def test_a_pin_has_five_tries_over_all_workers(site):
         shares.revoke(share.grant)
 
 
+def sharing(site, *words):
+    """The exit code of the verb."""
+    words = ["share", *words, "--data", str(site.server.data)]
+    with patch.dict(os.environ, store_kinds.variables_for(words)):
+        return cli.main(words)
+
+
 def test_the_verb_makes_lists_and_ends_links(site, browser, capsys):
     def run(*words, code=0):
-        assert cli.main(["share", *words, "--data", str(site.server.data)]) == code
+        assert sharing(site, *words) == code
         return capsys.readouterr()
 
     made = run(CT_STUDY, "--expires", "1d", "--url", "https://pacs.example/dicom/").out
@@ -399,7 +409,7 @@ def test_the_links_of_a_user_who_has_left(site, capsys):
 
     def verb(*words):
         capsys.readouterr()
-        code = cli.main(["share", *words, "--data", str(site.server.data)])
+        code = sharing(site, *words)
         return code, capsys.readouterr().out
 
     listed = json.loads(verb("--list", "--by", anna.name, "--json")[1])

@@ -7,13 +7,14 @@ import subprocess
 import threading
 import urllib.error
 import urllib.request
+from collections import Counter
 from unittest import mock
 from urllib.parse import urlsplit
 
 import pytest
-from cluster_world import is_worker
+from change_readers import Follow, Poll, told_once
 from fake_service import running as serving
-from kill_world import children, verb, waited
+from kill_world import children, is_worker, verb, waited
 from live_server import environment, executable, refused_start, start_server
 from obstore import delete, get, put
 from obstore import list as listed
@@ -101,6 +102,44 @@ def test_a_node_serves_what_another_one_stored(clients, guarded):
     feeds = [client.ask("GET", "/changefeed?includemetadata=false").json() for client in clients]
     assert feeds[0] == feeds[1]
     assert waits(guarded) == []
+
+
+def test_each_node_tells_the_changes_of_all_once_and_in_order(nodes, clients):
+    """While both store, delete, and are read by pages and by events."""
+    polls, follows = [Poll(node) for node in nodes], [Follow(node) for node in nodes]
+    for follow in follows:
+        follow.start()
+
+    def work(client, study):
+        for number in range(12):
+            keys = [key_of(study, 1, 10 * number + each) for each in range(3)]
+            assert client.store([file_of(key, 1, 128) for key in keys]).status == 200
+            assert client.delete(keys[0])
+
+    made = [Client(node.origin) for node in nodes]
+    threads = [threading.Thread(target=work, args=each) for each in zip(made, (51, 52), strict=True)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        for poll in polls:
+            poll.read()
+    (last,) = {client.ask("GET", "/changefeed/latest").json()["sequence"] for client in clients}
+    for poll in polls:
+        waited(lambda poll=poll: not poll.read(), "the last page")
+        poll.close()
+    for follow in follows:
+        waited(lambda follow=follow: follow.changes and follow.changes[-1]["sequence"] == last, "events")
+        follow.ending.set()
+        follow.join()
+    told, *others = [told_once(each.changes) for each in (*polls, *follows)]
+    assert len(told) == last
+    assert all(each == told for each in others)
+    for study in (51, 52):
+        counts = Counter(action for action, uid in told if uid.startswith(f"1.2.{study}."))
+        assert counts == {"create": 36, "delete": 12}
+    for client, study in zip(made, (51, 52), strict=True):
+        assert client.delete([f"1.2.{study}"])
+        client.close()
 
 
 def test_the_tutorial_against_a_node(tmp_path, nodes):

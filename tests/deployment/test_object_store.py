@@ -13,8 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from obstore import put
-from obstore.store import S3Store
-from seaweed import ADMIN, BUCKET, NODE, Seaweed
+from seaweed import ADMIN, BUCKET, NODE, Seaweed, store_of
 
 from streamsrv.errors import BucketUnreachable, SegmentGone, StoreError
 from streamsrv.store.objects.bucket import PART, PARTS_AT_ONCE, opened
@@ -53,19 +52,6 @@ def node(monkeypatch):
     for name, value in zip(names, NODE, strict=True):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_REGION", "eu-central-1")
-
-
-def store_of(endpoint, pair, bucket):
-    key, secret = pair
-    options = {"allow_http": True}
-    return S3Store(
-        bucket,
-        endpoint=endpoint,
-        access_key_id=key,
-        secret_access_key=secret,
-        region="x",
-        client_options=options,
-    )
 
 
 def writer_in(bucket, folder):

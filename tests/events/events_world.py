@@ -1,8 +1,6 @@
-"""A store, its change feed without a socket, and a client of events."""
+"""A store, and its change feed without a socket."""
 
-import http.client
 import json
-from urllib.parse import urlsplit
 
 from small_client import file_of
 
@@ -60,38 +58,3 @@ def put_together(store, keys):
     ingest.begin()
     ingest.feed(parts + b"--x--\r\n")
     assert len(ingest.finish().stored) == len(keys)
-
-
-class EventClient:
-    """One stream of events. `headers` may have Last-Event-ID."""
-
-    def __init__(self, url, **headers):
-        parts = urlsplit(url)
-        self.connection = http.client.HTTPConnection(parts.netloc, timeout=20)
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        self.last_id = ""
-        try:
-            self.connection.request("GET", f"{parts.path}?{parts.query}", headers=named)
-            self.answer = self.connection.getresponse()
-        except OSError:
-            self.connection.close()
-            raise
-
-    def events(self):
-        """Yields (event, data) until the stream ends."""
-        name, data = "message", ""
-        for line in self.answer:
-            field, _, value = line.decode().rstrip("\n").partition(": ")
-            if field == "id":
-                self.last_id = value
-            elif field == "event":
-                name = value
-            elif field == "data":
-                data = value
-            elif not field and not value and data:
-                yield name, json.loads(data)
-                name, data = "message", ""
-
-    def close(self):
-        self.answer.close()
-        self.connection.close()

@@ -7,7 +7,7 @@ import urllib.request
 import pytest
 from access_world import Site, bearer, within
 from browser_client import Browser
-from events_world import EventClient
+from change_readers import EventClient
 from kill_world import waited
 from live_server import start_server
 from small_client import file_of, key_of

@@ -8,9 +8,9 @@ import random
 import signal
 import threading
 import time
-from contextlib import closing, suppress
+from contextlib import suppress
 
-from events_world import EventClient
+from change_readers import Follow, Poll, told_once
 from kill_world import PATIENCE, children, has_the_index_open, verb, waited
 from small_client import LOST, Client, NotSent, file_of, key_of
 from webhook_receiver import Receiver
@@ -35,48 +35,6 @@ def written(server, writer, acknowledged):
             if number % 3 == 0 and client.delete(keys[0]):
                 acknowledged.append(("delete", keys[0][2]))
     client.close()
-
-
-class Poll:
-    """Reads the feed by pages. Sequences have no gaps, so the number of changes is that of the last one."""
-
-    def __init__(self, server):
-        self.changes = []
-        self._client = Client(server.origin)
-        self.close = self._client.close
-
-    def read(self):
-        """Whether something was new."""
-        offset = self.changes[-1]["sequence"] if self.changes else 0
-        path = f"/changefeed?offset={offset}&limit=37&includeMetadata=false"
-        with suppress(*LOST, NotSent):
-            reply = self._client.ask("GET", path)
-            self.changes += reply.json() if reply.status == 200 else []
-            return reply.status != 200 or bool(reply.json())
-        return True
-
-
-class Follow(threading.Thread):
-    """Connects again behind its last event, as a browser does."""
-
-    def __init__(self, server):
-        super().__init__(daemon=True)
-        self.server = server
-        self.events = []
-        self.last = "0"
-        self.ending = threading.Event()
-
-    def run(self):
-        while not self.ending.is_set():
-            url = f"{self.server.url}/events?duration=2"
-            with suppress(*LOST), closing(EventClient(url, Last_Event_ID=self.last)) as client:
-                for event in client.events():
-                    self.events.append(event)
-                    self.last = client.last_id
-
-    @property
-    def changes(self):
-        return [data for name, data in self.events if name == "message"]
 
 
 class Webhook:
@@ -115,16 +73,6 @@ def killer(server, ended):
         workers = [each for each in children(server.process.pid) if has_the_index_open(each, server.data)]
         if len(workers) == 2:
             os.kill(chance.choice(workers), signal.SIGKILL)
-
-
-def told_once(changes):
-    """The changes without repetitions; each repetition has the same members but for its state."""
-    known = {}
-    for each in changes:
-        same = {name: value for name, value in each.items() if name != "state"}
-        assert known.setdefault(each["sequence"], same) == same
-    assert list(known) == list(range(1, len(known) + 1))  # in order, and none is missing
-    return [(each["action"], each["sopInstanceUid"]) for each in known.values()]
 
 
 def test_each_change_is_told_once_and_in_order(server_factory):
