@@ -144,11 +144,12 @@ def run_info(args: argparse.Namespace) -> int:
 
 
 def open_store(settings: Settings, *, read_only: bool) -> Store:
-    """Opens a store, but never creates one in a folder: a misspelt folder would look like an empty store."""
+    """Opens a store, but never creates one: a misspelt folder or bucket would look like an empty store."""
     folder = Path(settings.data)
     if not settings.segments and not (folder / "store.toml").exists():
         raise StreamsrvError(f"{folder} is not the folder of a store: it has no store.toml")
-    return Store.open(folder, store_options(settings), read_only=read_only)
+    options = replace(store_options(settings), existing=True)
+    return Store.open(folder, options, read_only=read_only)
 
 
 def of_objects(name: str) -> Any:

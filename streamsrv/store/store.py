@@ -61,6 +61,7 @@ class StoreOptions:
     grace: float = 3600.0  # seconds: the bytes of objects without instances stay so long
     upload_lease: float = 600.0  # seconds: an upload that is not renewed is given up
     rules_memory: int = USUAL_MEMORY  # bytes in which rules of access remember studies
+    existing: bool = False  # of a cluster: refuse to make a store
     moving: bool = False  # for the move that writes to this store
 
 

@@ -57,8 +57,9 @@ def nodes(tmp_path_factory, flags, gateway, guarded):
         node.end()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def clients(nodes):
+    """New ones, because a node closes connections that are idle."""
     made = [Client(node.origin) for node in nodes]
     yield made
     for client in made:
@@ -285,7 +286,7 @@ def test_a_node_that_is_stopped_cannot_commit_what_was_given_up(tmp_path, databa
             node.end()
 
 
-def test_a_node_that_cannot_start_says_why(tmp_path, flags, nodes, gateway):
+def test_a_node_that_cannot_start_says_why(tmp_path, flags, nodes, gateway, database_server):
     named = variables(gateway[1])
     assert refused_start(tmp_path, "--segments", "s3://archive/x", **named) == (
         2,
@@ -296,6 +297,39 @@ def test_a_node_that_cannot_start_says_why(tmp_path, flags, nodes, gateway):
     assert (code, "it refuses the credentials. See AWS_ACCESS_KEY_ID" in said) == (1, True)
     code, said = refused_start(tmp_path, *flags[:2], "--segments", f"s3://{BUCKET}/other", **named)
     assert (code, "and the bucket has no store.toml: nothing was changed" in said) == (1, True)
+    # Two clusters on one bucket, and a bucket that is not ours.
+    empty = database_server.url("empty_database")
+    bucket = ("--segments", flags[3])
+    code, said = refused_start(tmp_path, "--index", empty, *bucket, **named)
+    assert (code, "If the database is lost, `streamsrv reindex` makes it again" in said) == (1, True)
+    other = ("--index", database_server.url("other_cluster"), "--segments", f"s3://{BUCKET}/other_cluster")
+    start_server(tmp_path / "other", *other, workers=1, variables=named).end()
+    code, said = refused_start(tmp_path, *other[:2], *bucket, **named)
+    assert (code, "each store has a database and a prefix of its own" in said) == (1, True)
+    code, said = refused_start(tmp_path, "--index", empty, "--segments", "s3://not-ours/x", **named)
+    assert (code, "it refuses the credentials" in said) == (1, True)
+    database_server.sql("UPDATE other_cluster.head SET layout = 99")
+    code, said = refused_start(tmp_path, *other, **named)
+    assert (code, "has layout 99, and this program knows only up to" in said) == (1, True)
+    database_server.sql(
+        "UPDATE other_cluster.head SET layout = 2; UPDATE other_cluster.cluster SET filling = 'lost'"
+    )
+    code, said = refused_start(tmp_path, *other, **named)
+    assert (code, "`streamsrv reindex` is filling this database, or has broken off" in said) == (1, True)
+    assert not (tmp_path / "data" / "store.toml").exists()
+
+
+def test_verbs_make_no_store(tmp_path, gateway, database_server, object_store, monkeypatch):
+    """A misspelt prefix would look like an empty store."""
+    where = ("--index", database_server.url("no_store"), "--segments", f"s3://{BUCKET}/no_store")
+    for name, value in (variables(gateway[1]) | settings_of(where)).items():
+        monkeypatch.setenv(name, value)
+    for name in (("check",), ("check", "--segments"), ("compact",), ("info",)):
+        code, said = verb(*name, "--data", str(tmp_path / "node"))
+        assert (code, "start a node once, which makes the store" in said) == (1, True), said
+    code, said = verb("reindex", "--data", str(tmp_path / "node"))
+    assert (code, "the bucket has no store.toml" in said) == (1, True), said
+    assert [each for page in listed(object_store.store(ADMIN, BUCKET), "no_store/") for each in page] == []
 
 
 def test_a_hook_of_one_node_tells_and_forwards_the_changes_of_all(nodes, clients, flags):

@@ -448,7 +448,7 @@ def test_a_founding_that_broke_off_goes_on(cluster, monkeypatch):
         patch.setattr("streamsrv.store.objects.bucket.Bucket.put", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             cluster.node("a")
-    with pytest.raises(StoreError, match="the bucket has no store: open the store for writing once"):
+    with pytest.raises(StoreError, match="the bucket has no store: start a node once"):
         Store.open(Layout(cluster.folder / "r").root, cluster.options, read_only=True)
     put(cluster.node("a"), payload_of(KEYS[0]))
     assert get(cluster.node("b"), KEYS[0]) == payload_of(KEYS[0])
@@ -482,7 +482,7 @@ def test_settings_that_are_wrong_get_a_sentence(cluster, memory, database_server
     Store.open(memory / "local", StoreOptions(min_free=0, index=local)).close()
     error = refusal(cluster, index=local, segments=f"{cluster.options.segments}/new")
     assert "has the index of a store whose segments are in a folder" in str(error)
-    with pytest.raises(StoreError, match="open the store for writing once"):
+    with pytest.raises(StoreError, match="start a node once, which makes the store"):
         Store.open(memory / "r", cluster.options, read_only=True)
 
 

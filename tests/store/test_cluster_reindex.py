@@ -1,14 +1,16 @@
 """A database that is lost, or older than its bucket, is filled from the bucket."""
 
+import itertools
 import subprocess
+import threading
 
 import pytest
-from cluster_store import KEYS, begun, flip, key_in_bucket, swept
+from cluster_store import KEYS, begun, flip, key_in_bucket, swept, waited
 from database_server import USER, programs
 from store_world import derive, get, key_of, payload_of, put
 
 from streamsrv.errors import StoreError, StoreLocked, WrongStore
-from streamsrv.store import ChangeKind, OnDuplicate
+from streamsrv.store import ChangeKind, OnDuplicate, Store
 from streamsrv.store.maintenance.objects.check import check
 from streamsrv.store.maintenance.objects.compact import compact
 from streamsrv.store.maintenance.objects.reindex import LOSS, reindex
@@ -172,17 +174,26 @@ def test_buckets_and_databases_that_do_not_fit(cluster, one, database_server, lo
 @pytest.fixture
 def dump(cluster, database_server):
     """`dump()` copies the tables; `dump.load()` puts the copy in their place."""
-    where = ("-h", str(database_server.folder), "-U", USER, "-d", "postgres")
+    where = ("-h", str(database_server.folder), "-U", USER)
 
     class Dump:
         def __call__(self):
-            command = [str(programs() / "pg_dump"), *where, "-n", cluster.name]
+            command = [str(programs() / "pg_dump"), *where, "-d", "postgres", "-n", cluster.name]
             self._text = subprocess.run(command, check=True, capture_output=True).stdout
 
         def load(self):
             database_server.sql(f"DROP SCHEMA {cluster.name} CASCADE")
-            command = [str(programs() / "psql"), *where, "-q", "-v", "ON_ERROR_STOP=1"]
+            self._load("postgres")
+
+        def _load(self, name):
+            command = [str(programs() / "psql"), *where, "-d", name, "-q", "-v", "ON_ERROR_STOP=1"]
             subprocess.run(command, check=True, input=self._text, stdout=subprocess.DEVNULL)
+
+        def load_beside(self):
+            """The URL of another database that has the copy."""
+            database_server.sql("CREATE DATABASE drill")
+            self._load("drill")
+            return cluster.options.index.replace("/postgres?", "/drill?")
 
     return Dump()
 
@@ -233,3 +244,49 @@ def test_an_object_whose_number_was_given_twice(cluster, one, dump):
     cluster.end()
     after = filled(cluster, "another object is segment 1, too: `streamsrv salvage` reads it")
     assert [get(after, key) for key in KEYS[:2]] == [None, payload_of(KEYS[1])]
+
+
+def test_a_drill_with_a_dump_that_was_made_under_load(cluster, one, two, dump, database_server):
+    """Two nodes store, replace and delete while the database is dumped. The dump is restored into another
+    database, and the bucket is later than it."""
+    acknowledged, deleted, gone, end = set(), set(), set(), threading.Event()
+
+    def work(store, study):
+        for number in itertools.count():
+            key = key_of(study, 1, number)
+            put(store, payload_of(key))
+            acknowledged.add(key)
+            if number % 3 == 2:
+                put(store, payload_of(key, fill="y"), on_duplicate=OnDuplicate.REPLACE)
+                old = key_of(study, 1, number - 1)
+                deleted.add(old)
+                store.delete(*old)
+                gone.add(old)
+            if end.is_set():
+                return
+
+    threads = [threading.Thread(target=work, args=pair) for pair in ((one, 5), (two, 6))]
+    for thread in threads:
+        thread.start()
+    waited(lambda: len(acknowledged) > 8)
+    before, gone_before = set(acknowledged), set(gone)
+    dump()
+    count = len(acknowledged)
+    waited(lambda: len(acknowledged) > count + 8)
+    end.set()
+    for thread in threads:
+        thread.join()
+    cluster.end()
+    options = cluster.options_with(index=dump.load_beside())
+    with Store.open(cluster.folder / "drill", options) as drill:
+        there = {row.key for study in (5, 6) for row in drill.lookup(f"1.{study}")}
+        assert before - deleted <= there
+        assert not there & gone_before
+        assert findings(drill) == []
+        assert all(get(drill, key) for key in there)
+    report = reindex(cluster.folder / "verbs", options, derive)
+    assert report.findings == []
+    with Store.open(cluster.folder / "drill", options) as drill:
+        assert {row.key for study in (5, 6) for row in drill.lookup(f"1.{study}")} == acknowledged - deleted
+        assert findings(drill) == []
+    database_server.sql("DROP DATABASE drill")

@@ -24,8 +24,8 @@ from streamsrv.store.postgresql.connections import Connections
 KEY = "store.toml"
 
 
-def agreed(bucket: Bucket, connections: Connections, *, read_only: bool) -> Identity:
-    """The identity that bucket and database have in common; makes it for a new store, unless `read_only`.
+def agreed(bucket: Bucket, connections: Connections, *, read_only: bool, makes: bool) -> Identity:
+    """The identity that bucket and database have in common; makes it for a new store, if `makes` says so.
     Raises WrongStore, StoreError."""
     known, row = in_bucket(bucket), cluster_row.read(connections)
     if row is None:
@@ -35,8 +35,8 @@ def agreed(bucket: Bucket, connections: Connections, *, read_only: bool) -> Iden
                 "Name the database of that store, or another prefix for a new store. If the database is "
                 "lost, `streamsrv reindex` makes it again"
             )
-        if read_only:
-            raise StoreError("the database has no index: open the store for writing once")
+        if not makes:
+            raise StoreError("the database has no index: start a node once, which makes the store")
         new = Identity(str(uuid.uuid4()), secrets.token_bytes(SECRET_LENGTH))
         cluster_row.found(connections, new.store_id, new.secret, new.fingerprint)
         row = cluster_row.read(connections)
@@ -50,8 +50,8 @@ def agreed(bucket: Bucket, connections: Connections, *, read_only: bool) -> Iden
                 f"this database has store {identity.store_id}, and the bucket has no {KEY}: nothing was "
                 "changed. Name the bucket and prefix of that store"
             )
-        if read_only:
-            raise StoreError("the bucket has no store: open the store for writing once")
+        if not makes:
+            raise StoreError("the bucket has no store: start a node once, which makes it")
         bucket.put(KEY, identity.text().encode())
     require(bucket, identity)
     if not row.in_bucket and not read_only:

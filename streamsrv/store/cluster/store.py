@@ -193,7 +193,9 @@ def open_cluster(
     with contextlib.ExitStack() as held:
         connections = Connections(options.index, present=True)
         held.callback(connections.close)
-        identity = identities.agreed(bucket, connections, read_only=read_only)
+        identity = identities.agreed(
+            bucket, connections, read_only=read_only, makes=not (read_only or options.existing)
+        )
         connections.announce()
         bucket.proof = identities.KEY
         node = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"

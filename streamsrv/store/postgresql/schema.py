@@ -22,7 +22,13 @@ from streamsrv.store.postgresql.tables import HEAD, TABLES
 LAYOUT = 2
 FORMAT = "PostgreSQL"
 # Statements that lead from a layout to the next one.
-STEPS: dict[int, tuple[str, ...]] = {1: document_table.CREATED}
+STEPS: dict[int, tuple[str, ...]] = {
+    1: (
+        *document_table.CREATED,
+        *tombstone_table.CREATED,
+        "ALTER TABLE cluster ADD COLUMN filling text NOT NULL DEFAULT ''",
+    )
+}
 # Of pg_advisory_xact_lock: one process makes or migrates the tables.
 _LOCK = 0x73747265616D
 _LEAST_SERVER = 140000
