@@ -22,6 +22,7 @@ from perf.cluster import cluster, database
 from perf.dimse.associations import dimse
 from perf.encryption import tls
 from perf.listing import listing
+from perf.outgoing import exporting, forwarding
 from perf.pixels import pixels
 from perf.results import OURS, PEERS, WHOLE, Row, number
 from perf.run import Run
@@ -29,7 +30,7 @@ from perf.studies import large, memory, single, study
 from perf.viewer import viewer
 
 RUNS = (study, large, single, frames, places, metadata, latency, fairness, pixels, searches, tls)
-LONGER = (memory, search, listing, scale, viewer, cluster, database, dimse)
+LONGER = (memory, search, listing, scale, viewer, cluster, database, dimse, exporting, forwarding)
 RUNS_OF = {run.__name__: run for run in (*RUNS, *LONGER)}
 INSIDE, LONG = "*inside* ", "*long* "
 
