@@ -354,7 +354,7 @@ def test_results_keep_no_folder_and_no_secret(words, kept):
 
 
 def test_long_groups_run_only_if_they_are_named():
-    long = ("search", "listing", "scale", "viewer", "cluster", "database", "dimse")
+    long = ("search", "listing", "scale", "viewer", "cluster", "database", "dimse", "exporting", "forwarding")
     everything = [name for name in table.GROUPS if name not in long]
     assert perf_main.arguments([]).groups == everything
     assert perf_main.arguments(["scale"]).groups == ["scale"]
