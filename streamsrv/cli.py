@@ -32,9 +32,18 @@ MAPPING = ("check", "reindex", "compact", "info", "backup", "restore", "export",
 PR_SET_PDEATHSIG = 1
 
 
+EXIT_CODES = """
+Exit codes: 0 success; 1 a fault, which is printed; 2 the command line, a setting or the platform is wrong;
+3 another process holds the store.
+"""
+
+
 class Verb(NamedTuple):
+    """`examples` are command lines without `streamsrv`; a verb without them has its own."""
+
     summary: str
     module: str  # its VERBS has the functions of the verb
+    examples: Sequence[str] = ()
 
 
 class VerbFunctions(NamedTuple):
@@ -50,29 +59,91 @@ EXPORT_VERBS = "streamsrv.tools.outgoing.export"
 PORTABLE = ("store", "samples", "export", "pull")
 
 VERBS = {
-    "serve": Verb("serve a folder of studies over DICOMweb, in the foreground", "streamsrv.serving"),
-    "store": Verb("send files and folders to a DICOMweb server", "streamsrv.client"),
-    "samples": Verb("write the sample files of the tutorial", "streamsrv.samples"),
-    "check": Verb("verify all bytes and all index rows of a store", STORE_VERBS),
-    "reindex": Verb("rebuild the index of a store from its segments", STORE_VERBS),
-    "compact": Verb("free the disk space of deleted instances", STORE_VERBS),
-    "info": Verb("print numbers and problems of a store", STORE_VERBS),
-    "backup": Verb("copy a store to a folder, beside a running server; or verify a backup", BACKUP_VERBS),
-    "restore": Verb("make a store from a backup, in an empty folder", BACKUP_VERBS),
+    "serve": Verb(
+        "serve a folder of studies over DICOMweb, in the foreground",
+        "streamsrv.serving",
+        ("serve --data data", "serve --config /etc/streamsrv/streamsrv.toml --workers 4"),
+    ),
+    "store": Verb(
+        "send files and folders to a DICOMweb server",
+        "streamsrv.client",
+        (
+            "store ~/archive --url http://127.0.0.1:8943/v2",
+            "store scan.dcm --url https://pacs.example/v2 --token-file key",
+        ),
+    ),
+    "samples": Verb("write the sample files of the tutorial", "streamsrv.samples", ("samples /tmp/samples",)),
+    "check": Verb(
+        "verify all bytes and all index rows of a store",
+        STORE_VERBS,
+        ("check --data data", "check --data data --segments --rate 100M"),
+    ),
+    "reindex": Verb("rebuild the index of a store from its segments", STORE_VERBS, ("reindex --data data",)),
+    "compact": Verb("free the disk space of deleted instances", STORE_VERBS, ("compact --data data --all",)),
+    "info": Verb("print numbers and problems of a store", STORE_VERBS, ("info --data data --json",)),
+    "backup": Verb(
+        "copy a store to a folder, beside a running server; or verify a backup",
+        BACKUP_VERBS,
+        ("backup /mnt/backup --data data", "backup /mnt/backup --verify"),
+    ),
+    "restore": Verb(
+        "make a store from a backup, in an empty folder", BACKUP_VERBS, ("restore /mnt/backup --data new",)
+    ),
     "export": Verb("write stored instances to a folder, with a list of them", EXPORT_VERBS),
     "import": Verb("copy DICOM files, or the storage of Orthanc, into a store", IMPORT_VERBS),
     "pull": Verb("bring studies from another DICOMweb server", "streamsrv.tools.incoming.pull"),
     "move": Verb("move a store to another engine, beside its servers", "streamsrv.tools.incoming.move"),
     "salvage": Verb("write instances from segments alone, without their store", "streamsrv.tools.salvage"),
-    "key": Verb("make, list and revoke the keys of clients", "streamsrv.tools.keys"),
-    "hook": Verb("send changes to URLs, and print the state of these hooks", "streamsrv.tools.hooks"),
-    "settings": Verb("print each setting in force and its source", "streamsrv.serving"),
-    "share": Verb("make, list or end links that show one study", "streamsrv.tools.shares"),
-    "audit": Verb("print or verify the audit trail of a store", "streamsrv.tools.audit"),
-    "migrate-index": Verb(
-        "bring an index in PostgreSQL to the layout of this version", "streamsrv.tools.cluster"
+    "key": Verb(
+        "make, list and revoke the keys of clients",
+        "streamsrv.tools.keys",
+        (
+            "key add viewer --rights search,read --where 'InstitutionName=A*' --expires 90d --data data",
+            "key change viewer --expires 7d --data data",
+            "key list --data data",
+            "key revoke viewer --data data",
+        ),
     ),
-    "viewer": Verb("install or remove OHIF, a web viewer, at /viewer/", "streamsrv.tools.viewer"),
+    "hook": Verb(
+        "send changes to URLs, and print the state of these hooks",
+        "streamsrv.tools.hooks",
+        (
+            "hook add https://ris.example/told --name ris --events complete --data data",
+            "hook forward https://pacs.example/dicom-web --name pacs --data data",
+            "hook list --data data",
+            "hook retry pacs --data data",
+            "hook remove pacs --data data",
+        ),
+    ),
+    "settings": Verb(
+        "print each setting in force and its source",
+        "streamsrv.serving",
+        ("settings --config /etc/streamsrv/streamsrv.toml --changed",),
+    ),
+    "share": Verb(
+        "make, list or end links that show one study",
+        "streamsrv.tools.shares",
+        (
+            "share 1.2.840.113619.2.55.3 --expires 12h --pin --data data",
+            "share --list --data data",
+            "share 1.2.840.113619.2.55.3 --revoke-all --data data",
+        ),
+    ),
+    "audit": Verb(
+        "print or verify the audit trail of a store",
+        "streamsrv.tools.audit",
+        ("audit print --since 2026-01-01 --user anna --data data", "audit verify --data data"),
+    ),
+    "migrate-index": Verb(
+        "bring an index in PostgreSQL to the layout of this version",
+        "streamsrv.tools.cluster",
+        ("migrate-index --index postgresql://streamsrv@db.example/archive",),
+    ),
+    "viewer": Verb(
+        "install or remove OHIF, a web viewer, at /viewer/",
+        "streamsrv.tools.viewer",
+        ("viewer install --data data", "viewer remove --data data"),
+    ),
 }
 
 
@@ -86,11 +157,22 @@ def parser_of(used: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="streamsrv", description="A DICOMweb server that streams.")
     parser.add_argument("--version", action="version", version=f"streamsrv {__version__}")
     choices = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb, (summary, _) in VERBS.items():
+    for verb, (summary, _, examples) in VERBS.items():
         added = choices.add_parser(verb, help=summary, description=summary.capitalize() + ".")
         if verb == used:
             functions_of(verb).add_arguments(added)
+            explain(added, examples)
     return parser
+
+
+def explain(parser: argparse.ArgumentParser, examples: Sequence[str]) -> None:
+    """Ends the help of a verb, and of each of its actions, with examples and the exit codes."""
+    actions = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
+    for name, each in (pair for choices in actions for pair in choices.items()):
+        explain(each, [line for line in examples if line.split()[1] == name])
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    lines = "".join(f"    streamsrv {line}\n" for line in examples)
+    parser.epilog = (parser.epilog or f"Examples:\n\n{lines}") + EXIT_CODES
 
 
 def entry() -> int:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -67,6 +69,27 @@ def test_every_verb_explains_itself(verb, capsys):
         main([verb, "--help"])
     assert caught.value.code == 0
     assert "usage: streamsrv " + verb in capsys.readouterr().out
+
+
+def helps(parser, words=()):
+    """The help of a verb, and of each of its actions."""
+    yield " ".join(words), parser.format_help()
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            for name, each in action.choices.items():
+                yield from helps(each, (*words, name))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_help_has_examples_that_can_be_parsed_and_exit_codes(verb):
+    parser = next(action for action in cli.parser_of(verb)._actions if action.choices).choices[verb]
+    for words, text in helps(parser, (verb,)):
+        assert "Exit codes: 0 success; 1 a fault" in text
+        lines = re.findall(r"^    streamsrv ((?:[^\\\n]|\\\n)*)$", text, re.MULTILINE)
+        assert lines, words
+        for line in lines:
+            assert line.startswith(words)
+            cli.parser_of(verb).parse_args(shlex.split(line.replace("\\\n", " ")))
 
 
 def test_every_setting_is_a_flag_of_serve():
