@@ -1,5 +1,5 @@
 """Every `python` block of the documentation runs against a real server, page by page, in its order. If a
-`text` block follows a block, it is the output. So do the `sh` blocks of the page about getting data out."""
+`text` block follows a block, it is the output. So do the `sh` blocks of pages about moving data."""
 
 import contextlib
 import io
@@ -122,6 +122,18 @@ def test_the_commands_of_get_data_out_run(clinic_server, tmp_path):
     assert not [path for path in research if b"Doe^Jane" in path.read_bytes()]
     metadata = json.loads((tmp_path / "metadata.json").read_text())
     assert {each["00080018"]["Value"][0] for each in metadata} >= set(stored)
+
+
+def test_the_commands_of_share_a_study_run(clinic_server, tmp_path, capfd):
+    page = ROOT / "docs" / "howto" / "share-a-study.md"
+    blocks = [block.text for block in blocks_of_shell(page) if block.text.startswith("streamsrv share")]
+    assert len(blocks) == 2
+    words = {"--data data": f"--data '{clinic_server.data}'", "1.2.840.113619.2.1": world.CT_STUDY}
+    run_shell(real("".join(blocks), words), tmp_path)
+    link, listed, ended = capfd.readouterr().out.splitlines()
+    assert link.startswith("https://pacs.example/")
+    assert world.CT_STUDY in listed
+    assert ended == "0 links ended"
 
 
 def test_the_commands_of_follow_changes_run(clinic_server, tmp_path):
