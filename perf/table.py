@@ -22,7 +22,8 @@ from perf.cluster import cluster, database
 from perf.dimse.associations import dimse
 from perf.encryption import tls
 from perf.listing import listing
-from perf.outgoing import exporting, forwarding
+from perf.out.files import exporting
+from perf.out.peers import forwarding
 from perf.pixels import pixels
 from perf.results import OURS, PEERS, WHOLE, Row, number
 from perf.run import Run

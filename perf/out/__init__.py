@@ -1,0 +1,1 @@
+"""Measures of instances that leave: exports to files, and forwarding to peers."""
