@@ -31,11 +31,11 @@ class WatchedBucket(Bucket):
         self.reads = []
         self.away = False
 
-    def read(self, key, offset, length):
+    def pieces(self, key, offset, length):
         self.reads.append((key, offset, length))
         if self.away:
             raise BucketUnreachable("reading from the bucket failed: the gateway does not answer")
-        return super().read(key, offset, length)
+        return super().pieces(key, offset, length)
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +253,7 @@ def test_a_client_that_leaves_gives_back(remote, bucket, short_windows):
     """Also while a window is on its way, for which the loop does not wait."""
     store, gate = remote(), threading.Event()
     answer = ask(store, f"/studies/{LONG}", accept=EVERY)
-    read, bucket.read = bucket.read, lambda *asked: gate.wait(10) and read(*asked)
+    pieces, bucket.pieces = bucket.pieces, lambda *asked: gate.wait(10) and pieces(*asked)
     answer.plan.following().result(10)
     began = time.monotonic()
     answer.release()

@@ -33,11 +33,11 @@ class Counting(Bucket):
         self.reads = []
         self.gate = None
 
-    def read(self, key, offset, length):
+    def pieces(self, key, offset, length):
         self.reads.append((offset, length))
         if self.gate:
             assert self.gate.wait(20)
-        return super().read(key, offset, length)
+        return super().pieces(key, offset, length)
 
 
 @pytest.fixture
@@ -385,6 +385,16 @@ def test_a_segment_that_is_gone(cached, store):
     assert not cache.folder.in_use
 
 
+@pytest.mark.parametrize("length", [10, MIB], ids=["short", "in pieces"])
+def test_an_object_that_is_too_short(cached, store, length):
+    """Nothing of it counts as there."""
+    put(store, KEY, CONTENT[: 2 * MIB + 5])
+    cache = cached()
+    for _ in range(2):
+        with cache.open([SEGMENT]) as lease, pytest.raises(StoreError, match=f"ends at byte {2 * MIB + 5}"):
+            hold(lease, 2 * MIB, length)
+
+
 def test_a_bucket_that_does_not_answer_leaves_the_cached_bytes(cached, bucket, monkeypatch):
     cache = cached()
     with cache.open([SEGMENT]) as lease:
@@ -393,7 +403,7 @@ def test_a_bucket_that_does_not_answer_leaves_the_cached_bytes(cached, bucket, m
     def fail(*_):
         raise BucketUnreachable("reading from the bucket failed")
 
-    monkeypatch.setattr(bucket, "read", fail)
+    monkeypatch.setattr(bucket, "pieces", fail)
     with cache.open([SEGMENT]) as lease:
         assert lease.pread(SEGMENT, 0, 10) == CONTENT[:10]
         with pytest.raises(BucketUnreachable):

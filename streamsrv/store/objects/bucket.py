@@ -31,6 +31,7 @@ from streamsrv.store.fileops import Buffer
 from streamsrv.store.objects.aws_files import configured
 
 if TYPE_CHECKING:
+    from obstore import GetOptions
     from obstore.store import ClientConfig, RetryConfig, S3Config
 
 AnyStore: TypeAlias = AzureStore | GCSStore | HTTPStore | LocalStore | MemoryStore | S3Store
@@ -42,6 +43,8 @@ PART_TRANSFER = timedelta(seconds=10)
 # After a failure a request is repeated this often, within the time for a first byte.
 REPEATS = 2
 PART = 8 << 20
+# Bytes of a long range that are handed over together, while they are in the cache of the processor.
+PIECE = 256 << 10
 # Parts of one object that are on their way at the same time.
 PARTS_AT_ONCE = 3
 _STATUS = re.compile(r"status code: (\d{3})")
@@ -82,8 +85,7 @@ class Bucket:
         except SegmentGone:
             self._prove()
             raise
-        if len(found) != length:
-            raise StoreCorrupt(f"an object ends at byte {offset + len(found)}, not at {offset + length}")
+        _require_length(offset, len(found), length)
         return found
 
     def has(self, key: str) -> bool:
@@ -94,6 +96,24 @@ class Bucket:
             self._prove()
             return False
         return True
+
+    def pieces(self, key: str, offset: int, length: int) -> Iterator[Buffer]:
+        """The bytes of `read`, as they arrive: a long range is never whole in memory."""
+        if length <= 2 * PIECE:
+            yield self.read(key, offset, length)
+            return
+        options: GetOptions = {"range": (offset, offset + length)}
+        found = 0
+        try:
+            with _translated("reading from"):
+                answer = obstore.get(self._reading, key, options=options)
+                for piece in answer.stream(min_chunk_size=PIECE):
+                    found += len(piece)
+                    yield piece
+        except SegmentGone:
+            self._prove()
+            raise
+        _require_length(offset, found, length)
 
     def _prove(self) -> None:
         """A gateway that finds nothing does not tell that an object is gone."""
@@ -218,6 +238,11 @@ def _error(error: BaseException, doing: str) -> StoreError:
     if 400 <= status < 500 and status not in _PASSING:
         return StoreError(f"{doing} the bucket failed: the gateway refuses the request")
     return BucketUnreachable(f"{doing} the bucket failed: the gateway does not answer")
+
+
+def _require_length(offset: int, found: int, wanted: int) -> None:
+    if found != wanted:
+        raise StoreCorrupt(f"an object ends at byte {offset + found}, not at {offset + wanted}")
 
 
 def _first_line(error: BaseException) -> str:

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from streamsrv.errors import NO_SPACE, SegmentGone, StoreCorrupt, system_error
-from streamsrv.store.fileops import Buffer
 from streamsrv.store.objects.bucket import Bucket
 from streamsrv.store.objects.cache_folder import CacheFolder, PartKey, StoredObject
 from streamsrv.store.objects.cached_file import CHUNK, CachedFile
@@ -242,12 +241,10 @@ class ObjectCache:
         """Fetch neighbours, and end their flight."""
         error: BaseException | None = None
         try:
-            offset = run.start * CHUNK
-            length = min(run.stop * CHUNK, file.length) - offset
-            with self._reading:
-                content = self._bucket.read(file.key, file.start + offset, length)
+            length = min(run.stop * CHUNK, file.length) - run.start * CHUNK
             self.folder.make_room(length)
-            self._put(file, run.start, content)
+            with self._reading:
+                self._put(file, run, length)
         except SegmentGone:
             error = SegmentGone(f"the object of segment {file.segment} is not in the bucket")
         except BaseException as failure:
@@ -259,19 +256,16 @@ class ObjectCache:
         else:
             flight.set_exception(error)
 
-    def _put(self, file: CachedFile, first: int, content: Buffer) -> None:
-        """On a full disk half of the cache is removed."""
-        try:
-            file.put(first, content)
-            return
-        except OSError as error:
-            if error.errno not in NO_SPACE:
-                raise system_error(error, "writing to the cache") from error
-        self.folder.free(self.folder.used() // 2)
-        try:
-            file.put(first, content)
-        except OSError as error:
-            raise system_error(error, "writing to the cache") from error
+    def _put(self, file: CachedFile, run: range, length: int) -> None:
+        """On a full disk half of the cache is removed, and the bytes are fetched again."""
+        for is_last in (False, True):
+            try:
+                file.put(run, self._bucket.pieces(file.key, file.start + run.start * CHUNK, length))
+                return
+            except OSError as error:
+                if is_last or error.errno not in NO_SPACE:
+                    raise system_error(error, "writing to the cache") from error
+            self.folder.free(self.folder.used() // 2)
 
 
 def chunks_in(offset: int, length: int) -> range:

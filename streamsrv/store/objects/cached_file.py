@@ -84,31 +84,44 @@ class CachedFile:
             check = checks[chunk * CHECK : (chunk + 1) * CHECK]
             if check == _NO_CHECK:
                 found.append(chunk)
-            elif self._check(chunk, os.pread(self.fd, self.size_of(chunk), chunk * CHUNK)) == check:
+            elif self._hash(chunk, os.pread(self.fd, self._size_of(chunk), chunk * CHUNK)).digest() == check:
                 self.verified.add(chunk)
             else:
                 log.warning("a chunk of the cache is damaged, and is fetched again")
                 found.append(chunk)
         return found
 
-    def put(self, first: int, content: Buffer) -> None:
+    def put(self, chunks: range, pieces: Iterable[Buffer]) -> None:
         """Write neighbours, then their checks. Raises OSError."""
-        view, done = memoryview(content), 0
-        while done < len(view):
-            done += os.pwrite(self.fd, view[done:], first * CHUNK + done)
-        pieces = [view[at : at + CHUNK] for at in range(0, len(view), CHUNK)]
-        checks = [self._check(chunk, piece) for chunk, piece in enumerate(pieces, first)]
-        os.pwrite(self.fd, b"".join(checks), self.chunks * CHUNK + first * CHECK)
-        self.verified.update(range(first, first + len(pieces)))
+        at, checks = chunks.start * CHUNK, list[bytes]()
+        running = self._hash(chunks.start)
+        for piece in pieces:
+            left = memoryview(piece)
+            _write(self.fd, left, at)
+            while left:
+                some, left = left[: CHUNK - at % CHUNK], left[CHUNK - at % CHUNK :]
+                running.update(some)
+                at += len(some)
+                if at % CHUNK == 0 or at == self.length:
+                    checks.append(running.digest())
+                    running = self._hash(chunks.start + len(checks))
+        os.pwrite(self.fd, b"".join(checks), self.chunks * CHUNK + chunks.start * CHECK)
+        self.verified.update(chunks)
 
-    def size_of(self, chunk: int) -> int:
+    def _size_of(self, chunk: int) -> int:
         return min(CHUNK, self.length - chunk * CHUNK)
 
-    def _check(self, chunk: int, content: Buffer) -> bytes:
-        return xxhash.xxh3_128_digest(content, seed=(self._seed + chunk) % (1 << 64))
+    def _hash(self, chunk: int, content: Buffer = b"") -> xxhash.xxh3_128:
+        return xxhash.xxh3_128(content, seed=(self._seed + chunk) % (1 << 64))
 
     def close(self) -> None:
         os.close(self.fd)
+
+
+def _write(fd: int, content: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(content):
+        done += os.pwrite(fd, content[done:], offset + done)
 
 
 def _opened(path: Path) -> int:
