@@ -229,6 +229,17 @@ def test_changes_that_are_gone_or_counted_anew(source, target, memory):
         assert are_equal(again, target)
 
 
+def test_a_source_that_was_set_back(source, target):
+    put(source, *map(payload_of, KEYS[:6]))
+    moved(source, target)
+    state = json.loads(target.index.about()["move"])
+    source.delete(*KEYS[0])
+    target.index.note("move", json.dumps(state | {"position": 1000}))
+    report, lacks = moved(source, target, end=True)
+    assert (report.faults, lacks, report.counts["deleted"]) == ([], 0, 1)
+    assert are_equal(source, target)
+
+
 def test_targets_that_are_refused(source, target, memory):
     put(source, payload_of(KEYS[0]))
     with pytest.raises(StoreError, match="the same store"), moving(source, source):

@@ -87,9 +87,11 @@ class Mover:
         self.catch_up()
 
     def _forgets(self) -> bool:
-        """Whether changes behind the position are gone, or are counted in another way."""
-        about = self._source.index.about()
-        return about["epoch"] != self._state.epoch or int(about["first_change"]) > self.position + 1
+        """Whether changes behind the position are gone, or are counted in another way. A database that was
+        set back has fewer."""
+        about, last = self._source.index.about(), mark.last_sequence(self._source)
+        known = int(about["first_change"]) <= self.position + 1 <= last + 1
+        return about["epoch"] != self._state.epoch or not known
 
     def _missing(self, forgets: bool) -> Iterator[InstanceRow]:
         gone: list[InstanceKey] = []
