@@ -17,7 +17,7 @@ from small_client import Client, file_of, key_of, path_of
 from test_tutorial import run_through, steps_of_page
 from webhook_receiver import Receiver
 
-from streamsrv.events.hooks import Hooks
+from streamsrv.events.hooks import hooks_in
 
 FIND, GET = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.3"
 KEYS = [key_of(study, series, number) for study in (1, 2) for series in (1, 2) for number in range(3)]
@@ -165,7 +165,7 @@ def receiver(server):
 
 
 def test_hooks(server, client, receiver, database_server):
-    hooks = Hooks(server.data)
+    hooks = hooks_in(server.data)
     waited(lambda: all(hooks.state(each).last_id for each in ("told", "sent")))
     for study in (7, 8):
         key = key_of(study, 1, 1)

@@ -44,6 +44,7 @@ from streamsrv.companions.families import (
     store_samples,
 )
 from streamsrv.errors import StreamsrvError
+from streamsrv.events.hooks import hooks_of
 from streamsrv.metrics import MetricsBoard
 from streamsrv.options import store_options
 from streamsrv.settings import Settings
@@ -59,10 +60,11 @@ STORE_DOWN: Samples = {"store_up": [((), 0)]}
 
 
 class StoreReader:
-    """The state of the store, read when it is requested. Thread-safe."""
+    """The state of the store, read when it is requested, with that of hooks in a database. Thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self.hooks = hooks_of(settings)
         self._store: Store | None = None
         self._lock = threading.Lock()
         self._at = 0.0
@@ -86,6 +88,8 @@ class StoreReader:
                 options = store_options(self._settings)
                 self._store = Store.open(Path(self._settings.data), options, read_only=True)
             found = store_samples(self._store)
+            if self.hooks.documents.folder is None:
+                found = {**found, **hook_samples(self._settings, self.hooks)}
         except (StreamsrvError, OSError) as error:
             self._close()
             if (problem := str(error)) != self._problem:
@@ -122,9 +126,10 @@ class ServerCollector:
         samples = {
             **server_samples(self._board, self._pools, self._settings),
             **audit_samples(self._settings, self._board),
-            **hook_samples(self._settings),
             **self._store.samples(),
         }
+        if self._store.hooks.documents.folder is not None:
+            samples |= hook_samples(self._settings, self._store.hooks)
         return collected(samples, self._board)
 
 

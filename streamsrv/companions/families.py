@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from prometheus_client.core import (
@@ -167,11 +166,10 @@ def audit_samples(settings: Settings, board: MetricsBoard) -> Samples:
     return {name: [((), value)] for name, value in single.items()}
 
 
-def hook_samples(settings: Settings) -> Samples:
-    """Empty if no changes are sent to hooks."""
+def hook_samples(settings: Settings, hooks: Hooks) -> Samples:
+    """Empty if no changes are sent to hooks. Raises StoreError."""
     if not settings.hooks:
         return {}
-    hooks = Hooks(Path(settings.data))
     states = [hooks.state(hook.name) for hook in hooks.all()]
     failing = sum(1 for state in states if state.error)
     return {

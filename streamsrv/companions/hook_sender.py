@@ -7,11 +7,15 @@ The cursor moves when the receiver has taken the event, so each arrives at least
 after growing pauses; after some of them the event is a dead letter, and the next one follows. delivery.py
 posts an event, forwarding.py sends the instances of a study.
 
-Rule: one process sends the hooks of a folder. It holds a lock; another one waits for it.
+Rules of this file
+- One process sends the hooks of a store. It holds a lease; another one waits for it.
+- The lease is looked at before each delivery, and saving a cursor depends on it. So a process of a cluster
+  that was stopped sends and saves nothing when it wakes up, as another one has gone on meanwhile.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -21,7 +25,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +34,15 @@ import orjson
 from streamsrv.audit.entries import AuditEntry, Event
 from streamsrv.companions.child import STDIN, begin
 from streamsrv.companions.delivery import HookTarget, NotDelivered, Webhook
-from streamsrv.companions.forwarding import DicomwebPeer, Forwarder, Peer
+from streamsrv.companions.forwarding import DicomwebPeer, Forwarder, Peer, Refusal, StoredInstance
 from streamsrv.errors import StreamsrvError
 from streamsrv.events import ChangeTail, EventPosition, ToldEvent
-from streamsrv.events.hooks import ASSOCIATIONS, RESET, Hook, Hooks
+from streamsrv.events.hooks import ASSOCIATIONS, RESET, Hook, Hooks, hooks_of
 from streamsrv.events.messages import event_id, position_from
 from streamsrv.events.tail import COMPLETE
 from streamsrv.options import audit_trail, store_options
 from streamsrv.settings import Settings
-from streamsrv.store import Store
+from streamsrv.store import Lease, LeaseLost, Store
 
 log = logging.getLogger("streamsrv.hooks")
 
@@ -50,8 +54,29 @@ COUNT_EVERY = 5.0  # the changes that wait, while an event does not arrive
 AGAIN = 5.0  # until a thread that has failed starts again
 
 
+def require(lease: Lease) -> None:
+    """Raises LeaseLost."""
+    if not lease.holds():
+        raise LeaseLost("another process sends the hooks of this store")
+
+
+class LeasedPeer:
+    """A peer that gets nothing without the lease."""
+
+    def __init__(self, peer: Peer, lease: Lease) -> None:
+        self._peer = peer
+        self._lease = lease
+        self.close = peer.close
+
+    def send(self, batch: Sequence[StoredInstance]) -> list[Refusal]:
+        """Raises LeaseLost, and as the peer does."""
+        require(self._lease)
+        return self._peer.send(batch)
+
+
 class HookSender:
-    """Sends the events of one hook until `ended`, which waits so many seconds, is True."""
+    """Sends the events of one hook until `ended`, which waits so many seconds, is True. Raises LeaseLost when
+    another process has begun to send."""
 
     def __init__(
         self,
@@ -61,6 +86,7 @@ class HookSender:
         target: HookTarget,
         epoch: str,
         ended: Callable[[float], bool],
+        lease: Lease,
     ):
         self._hook = hook
         self._hooks = hooks
@@ -68,7 +94,8 @@ class HookSender:
         self._target = target
         self._epoch = epoch
         self._ended = ended
-        self._state = hooks.state(hook.name)
+        self._lease = lease
+        self._state = self._kept = hooks.state(hook.name)
         self._saved = 0.0
 
     def run(self) -> None:
@@ -112,21 +139,24 @@ class HookSender:
 
     def _send_again(self) -> bool:
         """Sends the dead letters that the operator wants to be tried again. False if it has ended before."""
-        for letter in self._hooks.again(self._hook.name):
+        letters = self._hooks.again(self._hook.name)
+        for letter in letters:
             members = orjson.loads(letter)
             name, sequence = members["action"], members["sequence"]
             position = EventPosition(sequence, sequence if name == COMPLETE else 0)
             event = ToldEvent(position, name, members.get("studyInstanceUid", ""), letter.encode())
             if name != RESET and not self._delivered(event):
                 return False
-        self._hooks.forget_again(self._hook.name)
-        self._state = self._state._replace(dead=len(self._hooks.dead(self._hook.name)))
+        if letters:
+            self._hooks.forget_again(self._hook.name, self._lease)
+            self._state = self._state._replace(dead=len(self._hooks.dead(self._hook.name)))
         return True
 
     def _delivered(self, event: ToldEvent) -> bool:
         """Whether it was delivered or given up. False if the sender has ended before."""
         message_id, pause = event_id(self._epoch, event.position), FIRST_PAUSE
         while not self._ended(0):
+            require(self._lease)
             try:
                 sent = self._target.deliver(message_id, event)
             except NotDelivered as error:
@@ -134,7 +164,7 @@ class HookSender:
                     pause = FIRST_PAUSE
                 self._failed(error)
                 if error.most and self._state.refused >= error.most:
-                    self._hooks.bury(self._hook.name, error.letter or event.data)
+                    self._hooks.bury(self._hook.name, error.letter or event.data, self._lease)
                     log.error("hook %s: an event is a dead letter: %s", self._hook.name, error)
                     self._state = self._state._replace(dead=self._state.dead + 1)
                     break
@@ -179,19 +209,20 @@ class HookSender:
             self._save()
 
     def _save(self) -> None:
-        name = self._hook.name
-        if self._hooks.named(name) == self._hook and self._hooks.state(name) != self._state:
-            self._hooks.save(name, self._state)
+        if self._kept != self._state:
+            self._hooks.save(self._hook, self._state, self._lease)
+            self._kept = self._state
         self._saved = time.monotonic()
 
 
 class HookThreads:
-    """A thread for each hook of the folder."""
+    """A thread for each hook of the store."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store, hooks: Hooks, lease: Lease) -> None:
         self._settings = settings
         self._store = store
-        self._hooks = Hooks(Path(settings.data))
+        self._hooks = hooks
+        self._lease = lease
         self._trail = audit_trail(settings)
         self._running: dict[Hook, tuple[threading.Thread, threading.Event]] = {}
         self._started: dict[Hook, float] = {}
@@ -206,6 +237,13 @@ class HookThreads:
             alive = hook in self._running and self._running[hook][0].is_alive()
             if not alive and time.monotonic() >= self._started.get(hook, -AGAIN) + AGAIN:
                 self._start(hook)
+
+    def end(self) -> None:
+        """Waits for the deliveries that have begun."""
+        for _, ended in self._running.values():
+            ended.set()
+        for thread, _ in self._running.values():
+            thread.join()
 
     def _start(self, hook: Hook) -> None:
         ended = threading.Event()
@@ -222,7 +260,7 @@ class HookThreads:
             tail = ChangeTail(view, self._store, self._settings.study_quiet)
             epoch = self._store.index.about()["epoch"]
             try:
-                HookSender(hook, self._hooks, tail, target, epoch, ended).run()
+                HookSender(hook, self._hooks, tail, target, epoch, ended, self._lease).run()
             finally:
                 target.close()
         except (StreamsrvError, OSError) as error:
@@ -235,7 +273,7 @@ class HookThreads:
             entry = AuditEntry(time.time(), Event.SENT, user=f"hook:{hook.name}", study=study)
             self._trail.append([entry._replace(detail=hook.url, request=secrets.token_hex(8))])
 
-        return Forwarder(hook, view, self._peer(hook, view), record)
+        return Forwarder(hook, view, LeasedPeer(self._peer(hook, view), self._lease), record)
 
     def _peer(self, hook: Hook, view: Store) -> Peer:
         if not hook.url.startswith(ASSOCIATIONS):
@@ -248,29 +286,37 @@ class HookThreads:
 
 def main() -> int:
     settings = begin(signal.SIGINT, signal.SIGTERM)
+    hooks = hooks_of(settings)
     try:
-        while not _has_ended():
-            with Hooks(Path(settings.data)).sending() as alone:
-                if alone:
-                    _send(settings)
+        with contextlib.closing(hooks.documents):
+            pause = LOOK
+            while not _has_ended(pause):
+                with hooks.sending() as lease:
+                    if lease is not None:
+                        _send(settings, hooks, lease)
+                pause = max(LOOK, hooks.documents.patience)
         return 0
     except (StreamsrvError, OSError) as error:
         log.error("%s", error)
     return 1
 
 
-def _send(settings: Settings) -> None:
-    """Returns when the supervisor has ended."""
+def _send(settings: Settings, hooks: Hooks, lease: Lease) -> None:
+    """Returns when the supervisor has ended, or the lease is lost."""
     with Store.open(Path(settings.data), store_options(settings), read_only=True) as store:
-        threads = HookThreads(settings, store)
+        threads = HookThreads(settings, store, hooks, lease)
         threads.look()
-        while not _has_ended():
+        while not _has_ended(LOOK):
+            if not lease.holds():
+                log.warning("another process sends the hooks now: this one was silent for too long")
+                threads.end()
+                return
             threads.look()
 
 
-def _has_ended() -> bool:
-    """Waits for the end of the supervisor, up to LOOK seconds."""
-    return bool(select.select([STDIN], [], [], LOOK)[0]) and not os.read(STDIN, 1)
+def _has_ended(seconds: float) -> bool:
+    """Waits for the end of the supervisor, so many seconds at most."""
+    return bool(select.select([STDIN], [], [], seconds)[0]) and not os.read(STDIN, 1)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""Hooks: URLs that the changes are sent to, and peers that new studies are forwarded to. Their files, and the
-signature of a message.
+"""Hooks: URLs that the changes are sent to, and peers that new studies are forwarded to. Their documents, and
+the signature of a message.
 
-    DATA/hooks/NAME.json        the hook, with its secret
-    DATA/hooks/NAME.state       its cursor and its last failure
-    DATA/hooks/NAME.dead        the messages that were given up, a line each
-    DATA/hooks/NAME.again       those of them that are sent again
+    NAME.json        the hook, with its secret
+    NAME.state       its cursor and its last failure
+    NAME.dead        the messages that were given up, a line each
+    NAME.again       those of them that are sent again
+
+They are files in DATA/hooks/, or rows of the database of a cluster (store/documents.py).
 
 Rules
-- A file is written under another name, synced, and renamed. The folder is for its owner only (0700).
-- A process that sends holds a flock on the folder, so that only one does.
+- A process that sends has the lease of the hooks, so that only one does. It saves nothing without it.
 - Messages are signed as Standard Webhooks: HMAC-SHA-256 of id, time and body, joined by dots.
 """
 
@@ -16,27 +17,28 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import fcntl
 import hashlib
 import hmac
 import json
-import os
 import re
 import secrets
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from streamsrv.errors import RuleError, StoreError
 from streamsrv.events.tail import COMPLETE
 from streamsrv.query.rules import Rule, rule_from
+from streamsrv.settings import Settings
+from streamsrv.store import DocumentDamaged, Documents, FolderDocuments, Lease, open_documents
 
 FOLDER = "hooks"
 ASSOCIATIONS = ("aet://", "aets://")  # URLs of DICOM peers, as aet://TITLE@HOST:PORT; the second is TLS
 SECRET_PREFIX = "whsec_"
 HOOK_EVENTS = ("create", "update", "delete", COMPLETE)
 RESET = "reset"
-# Of the files of a hook. The cursor is copied first: events behind it may arrive twice, and none is missing.
+# Of the names of documents. The cursor is copied first: events behind it may arrive twice, none is missing.
 ENDINGS = ("state", "dead", "again", "json")
 Pairs: TypeAlias = tuple[tuple[str, str], ...]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -94,67 +96,52 @@ def signature(secret: str, message_id: str, timestamp: int, body: bytes) -> str:
 
 
 class Hooks:
-    """The folder of all hooks of a store."""
+    """All hooks of a store. All calls block, and raise StoreError."""
 
-    def __init__(self, data: Path) -> None:
-        self.folder = data / FOLDER
+    def __init__(self, documents: Documents) -> None:
+        self.documents = documents
 
-    @contextlib.contextmanager
-    def sending(self) -> Iterator[bool]:
-        """Whether this process sends: False while another one does. Makes the folder."""
-        self.folder.mkdir(mode=0o700, exist_ok=True)
-        fd = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-        finally:
-            os.close(fd)
+    def sending(self) -> AbstractContextManager[Lease | None]:
+        """The lease of the process that sends; None while another one has it."""
+        return self.documents.leased()
 
     def all(self) -> Iterator[Hook]:
-        """In the order of their names. A file that cannot be read is left out."""
-        for path in sorted(self.folder.glob("*.json")):
-            if (hook := self.named(path.stem)) is not None:
-                yield hook
+        """In the order of their names. A document that cannot be read is left out."""
+        found = (_hook_of(each.text) for each in self.documents.all("", ".json"))
+        yield from (hook for hook in found if hook is not None)
 
     def named(self, name: str) -> Hook | None:
-        with contextlib.suppress(OSError, ValueError, TypeError, LookupError, RuleError):
-            return _hook_from(json.loads((self.folder / f"{name}.json").read_bytes()))
-        return None
+        return _hook_of(self._text(name, "json"))
 
     def add(self, hook: Hook) -> None:
         """Raises StoreError if there is a hook of this name."""
-        self.folder.mkdir(mode=0o700, exist_ok=True)
-        if (self.folder / f"{hook.name}.json").exists():
-            raise StoreError(f"there is a hook {hook.name!r} already: remove it, or take another name")
-        self._write(f"{hook.name}.json", hook.document)
+        with self.documents.changing() as change:
+            if self._text(hook.name, "json") is not None:
+                raise StoreError(f"there is a hook {hook.name!r} already: remove it, or take another name")
+            change.write(f"{hook.name}.json", json.dumps(hook.document).encode())
 
     def remove(self, name: str) -> None:
-        for ending in reversed(ENDINGS):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.folder / f"{name}.{ending}")
+        with self.documents.changing() as change:
+            for ending in reversed(ENDINGS):
+                change.remove(f"{name}.{ending}")
 
     def state(self, name: str) -> HookState:
-        with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
-            return HookState(**json.loads((self.folder / f"{name}.state").read_bytes()))
+        text = self._text(name, "state")
+        with contextlib.suppress(ValueError, TypeError):
+            if isinstance(text, bytes):
+                return HookState(**json.loads(text))
         return HookState()
 
-    def save(self, name: str, state: HookState) -> None:
-        """Durable."""
-        self._write(f"{name}.state", state._asdict())
+    def save(self, hook: Hook, state: HookState, lease: Lease | None = None) -> None:
+        """Durable. Does nothing if the hook was removed or is another one now. Raises LeaseLost."""
+        with self.documents.changing(lease) as change:
+            if self.named(hook.name) == hook:
+                change.write(f"{hook.name}.state", json.dumps(state._asdict()).encode())
 
-    def bury(self, name: str, message: bytes) -> None:
-        """Adds a message that was given up. Durable."""
-        fd = os.open(
-            self.folder / f"{name}.dead", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
-        )
-        try:
-            os.write(fd, message + b"\n")
-            os.fdatasync(fd)
-        finally:
-            os.close(fd)
+    def bury(self, name: str, message: bytes, lease: Lease | None = None) -> None:
+        """Adds a message that was given up. Durable. Raises LeaseLost."""
+        with self.documents.changing(lease) as change:
+            change.append(f"{name}.dead", message + b"\n")
 
     def dead(self, name: str) -> list[str]:
         return self._lines(name, "dead")
@@ -165,56 +152,69 @@ class Hooks:
 
     def send_again(self, name: str) -> int:
         """Returns the number of dead letters. Raises StoreError while former ones are being sent again."""
-        dead = self.dead(name)
-        if self.again(name):
-            raise StoreError(f"the former dead letters of {name!r} are still being sent")
-        if dead:
-            os.rename(self.folder / f"{name}.dead", self.folder / f"{name}.again")
+        with self.documents.changing() as change:
+            dead = self.dead(name)
+            if self.again(name):
+                raise StoreError(f"the former dead letters of {name!r} are still being sent")
+            if dead:
+                change.rename(f"{name}.dead", f"{name}.again")
         return len(dead)
 
-    def forget_again(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.folder / f"{name}.again")
+    def forget_again(self, name: str, lease: Lease | None = None) -> None:
+        """Raises LeaseLost."""
+        with self.documents.changing(lease) as change:
+            change.remove(f"{name}.again")
 
     def _lines(self, name: str, ending: str) -> list[str]:
-        with contextlib.suppress(FileNotFoundError):
-            return (self.folder / f"{name}.{ending}").read_text().splitlines()
-        return []
+        text = self._text(name, ending)
+        return text.decode().splitlines() if isinstance(text, bytes) else []
+
+    def _text(self, name: str, ending: str) -> bytes | DocumentDamaged | None:
+        try:
+            return self.documents.read(f"{name}.{ending}")
+        except DocumentDamaged as error:
+            return error
 
     def copy_to(self, other: Hooks) -> list[str]:
-        """Makes the hooks in another folder equal to those here. Returns the names of those that cannot be
-        read. Raises OSError."""
-        if not self.folder.is_dir() and not other.folder.is_dir():
+        """Makes the hooks at another place equal to those here. Returns the names of those that cannot be
+        read."""
+        if not self.documents.names() and not other.documents.names():
             return []
-        other.folder.mkdir(mode=0o700, exist_ok=True)
         kept = set[str]()
-        for ending in ENDINGS:
-            for path in self.folder.glob(f"*.{ending}"):
-                with contextlib.suppress(FileNotFoundError):
-                    other._put(path.name, path.read_bytes())
-                    kept.add(path.name)
-        for path in other.folder.iterdir():
-            if path.name not in kept:
-                path.unlink()
+        with other.documents.changing() as change:
+            for ending in ENDINGS:
+                for each in self.documents.all("", f".{ending}"):
+                    if isinstance(each.text, DocumentDamaged):
+                        raise each.text
+                    change.write(each.name, each.text)
+                    kept.add(each.name)
+            for name in other.documents.names():
+                if name not in kept:
+                    change.remove(name)
         return self.unreadable()
 
     def unreadable(self) -> list[str]:
-        """The names of hooks whose files cannot be read."""
-        return sorted(path.stem for path in self.folder.glob("*.json") if self.named(path.stem) is None)
+        """The names of hooks that cannot be read."""
+        found = self.documents.all("", ".json")
+        return [each.name.removesuffix(".json") for each in found if _hook_of(each.text) is None]
 
-    def _write(self, file: str, row: dict[str, object]) -> None:
-        self._put(file, json.dumps(row).encode())
 
-    def _put(self, file: str, body: bytes) -> None:
-        draft = self.folder / f".{file}.draft"
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            with open(fd, "wb", closefd=False) as out:
-                out.write(body)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        draft.rename(self.folder / file)
+def hooks_in(data: Path) -> Hooks:
+    """Those of a folder of a store."""
+    return Hooks(FolderDocuments(data / FOLDER))
+
+
+def hooks_of(settings: Settings) -> Hooks:
+    """Those of a store: in its folder, or in the database of its cluster."""
+    return Hooks(open_documents(FOLDER, Path(settings.data), settings.index, settings.segments))
+
+
+def _hook_of(text: bytes | DocumentDamaged | None) -> Hook | None:
+    """None if it cannot be read."""
+    with contextlib.suppress(ValueError, TypeError, LookupError, RuleError):
+        if isinstance(text, bytes):
+            return _hook_from(json.loads(text))
+    return None
 
 
 def _hook_from(row: dict[str, Any]) -> Hook:

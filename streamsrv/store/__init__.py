@@ -10,6 +10,7 @@ from streamsrv.store.documents import (
     DocumentDamaged,
     Documents,
     FolderDocuments,
+    FolderLease,
     Lease,
     LeaseLost,
     NamedText,

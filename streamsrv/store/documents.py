@@ -110,6 +110,11 @@ class Documents(ABC):
         """The lease of this kind; None while another process has it. It ends with the context."""
 
     @abstractmethod
+    def holder(self) -> str:
+        """The process of a node that has the lease, as HOST:PROCESS. Empty if there is none, and for a
+        folder."""
+
+    @abstractmethod
     def now(self) -> float:
         """Seconds since 1970, by the clock that all processes share."""
 
@@ -227,6 +232,9 @@ class FolderDocuments(Documents):
             yield FolderLease()
         finally:
             os.close(fd)
+
+    def holder(self) -> str:
+        return ""
 
     def now(self) -> float:
         return time.time()

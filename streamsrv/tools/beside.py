@@ -9,8 +9,9 @@ from streamsrv.audit.copying import copy_trail
 from streamsrv.audit.entries import Event
 from streamsrv.audit.reading import verify
 from streamsrv.audit.trail import files_of
+from streamsrv.errors import StoreError
 from streamsrv.events.hooks import FOLDER as HOOKS
-from streamsrv.events.hooks import Hooks
+from streamsrv.events.hooks import hooks_in
 from streamsrv.options import audit_folder
 from streamsrv.settings import Settings
 from streamsrv.store.maintenance.check import Finding, Severity, error
@@ -55,7 +56,7 @@ def faults(folder: Path) -> Iterator[Finding]:
     for grant in grants_in(folder).all():
         if isinstance(grant, GrantDamaged):
             yield error(ACCESS, grant.detail)
-    yield from map(_hook_fault, Hooks(folder).unreadable())
+    yield from map(_hook_fault, hooks_in(folder).unreadable())
     if (folder / TRAIL).is_dir():
         for problem in verify(folder / TRAIL).problems:
             yield error(TRAIL, problem)
@@ -70,7 +71,7 @@ def _grants(source: Path, target: Path) -> list[Finding]:
 
 def _hooks(source: Path, target: Path) -> list[Finding]:
     unreadable = list[str]()
-    found = _tried(HOOKS, lambda: unreadable.extend(Hooks(source).copy_to(Hooks(target))))
+    found = _tried(HOOKS, lambda: unreadable.extend(hooks_in(source).copy_to(hooks_in(target))))
     return [*found, *map(_hook_fault, unreadable)]
 
 
@@ -81,6 +82,8 @@ def _hook_fault(name: str) -> Finding:
 def _tried(where: str, copy: Callable[[], None]) -> list[Finding]:
     try:
         copy()
+    except StoreError as failure:
+        return [error(where, failure.detail)]
     except OSError as failure:
         return [error(where, f"it cannot be copied: {failure.strerror}")]
     return []

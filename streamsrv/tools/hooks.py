@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -18,7 +19,15 @@ from streamsrv.client.credentials import FILES, service_url
 from streamsrv.config import SettingsError, settings_of
 from streamsrv.dimse.destinations import destination_in
 from streamsrv.errors import BadRequest, RuleError, StreamsrvError
-from streamsrv.events.hooks import ASSOCIATIONS, HOOK_EVENTS, Hook, Hooks, is_hook_name, new_secret
+from streamsrv.events.hooks import (
+    ASSOCIATIONS,
+    HOOK_EVENTS,
+    Hook,
+    Hooks,
+    hooks_of,
+    is_hook_name,
+    new_secret,
+)
 from streamsrv.events.tail import COMPLETE
 from streamsrv.options import audit_folder
 from streamsrv.query.attributes import Level
@@ -103,7 +112,9 @@ def run(args: argparse.Namespace) -> int:
         "retry": run_retry,
         "remove": run_remove,
     }
-    return actions[args.action](args, settings, Hooks(Path(settings.data)))
+    hooks = hooks_of(settings)
+    with contextlib.closing(hooks.documents):
+        return actions[args.action](args, settings, hooks)
 
 
 def run_add(args: argparse.Namespace, settings: Settings, hooks: Hooks) -> int:
@@ -187,7 +198,7 @@ def _add(hook: Hook, settings: Settings, hooks: Hooks) -> None:
     if not is_store(settings):
         raise StreamsrvError(f"{data} is not the folder of a store")
     hooks.add(hook)
-    hand_over(data, hooks.folder)
+    hand_over(data, hooks.documents.folder)
     record(audit_folder(settings), Event.RIGHTS_CHANGED, detail=f"hook {hook.name} to {hook.url}")
 
 
@@ -207,7 +218,8 @@ def _check(url: str) -> None:
 
 
 def run_list(args: argparse.Namespace, settings: Settings, hooks: Hooks) -> int:
-    rows = [_described(hooks, hook, with_dead=args.dead) for hook in hooks.all()]
+    sender = hooks.documents.holder()
+    rows = [_described(hooks, hook, sender, with_dead=args.dead) for hook in hooks.all()]
     if args.json:
         print(json.dumps(rows))
         return 0
@@ -219,7 +231,7 @@ def run_list(args: argparse.Namespace, settings: Settings, hooks: Hooks) -> int:
     return 0
 
 
-def _described(hooks: Hooks, hook: Hook, *, with_dead: bool) -> dict[str, Any]:
+def _described(hooks: Hooks, hook: Hook, sender: str, *, with_dead: bool) -> dict[str, Any]:
     state = hooks.state(hook.name)
     row: dict[str, Any] = {
         "name": hook.name,
@@ -236,6 +248,7 @@ def _described(hooks: Hooks, hook: Hook, *, with_dead: bool) -> dict[str, Any]:
         "attempts": state.attempts,
         "error": state.error,
         "last_success": _time(state.last_success),
+        "sender": sender,
     }
     return row | ({"dead_letters": hooks.dead(hook.name)} if with_dead else {})
 
@@ -246,7 +259,7 @@ def _time(seconds: float) -> str | None:
 
 def _require(name: str, hooks: Hooks) -> None:
     if hooks.named(name) is None:
-        raise StreamsrvError(f"there is no hook {name!r} in {hooks.folder}")
+        raise StreamsrvError(f"there is no hook {name!r} in {hooks.documents.where}")
 
 
 def run_retry(args: argparse.Namespace, settings: Settings, hooks: Hooks) -> int:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 def hand_over(data: Path, folder: Path | None) -> None:
     """Gives the folder, if there is one, and its files to the owner of `data`, if this process is root."""
+    if folder is None:
+        return
     owner = os.stat(data)
-    if folder is not None and os.geteuid() == 0 and owner.st_uid != 0:
+    if os.geteuid() == 0 and owner.st_uid != 0:
         for each in (folder, *folder.rglob("*")):
             os.chown(each, owner.st_uid, owner.st_gid, follow_symlinks=False)
 

@@ -53,12 +53,15 @@ def sites(tmp_path_factory, settings, run):
         flags = ["--auth", "required", "--public-url", "https://pacs.example", "--failed-logins", "0"]
         flags += ["--oidc-issuer", issuer.url, "--oidc-audience", AUDIENCE, "--oidc-roles", ",".join(ROLES)]
         flags += ["--oidc-client-id", CLIENT, "--oidc-client-secret-file", str(folder / "secret")]
-        servers = [start_server(folder / name, *flags, workers=1, variables=settings) for name in "ab"]
+        named = settings | {"LOOP_GUARD": str(folder)}
+        servers = [start_server(folder / name, *flags, workers=1, variables=named) for name in "ab"]
         sites = [OidcSite(server, issuer) for server in servers]
         for site in sites:
             site.first = first
         yield sites
         assert [server.end() for server in servers] == [0, 0]
+        assert len(list(folder.glob("armed-*"))) == 2
+        assert [each.read_text() for each in folder.glob("waited-*")] == []
 
 
 def renewals(issuer):

@@ -8,12 +8,10 @@ import threading
 import urllib.error
 import urllib.request
 from collections import Counter
-from unittest import mock
 from urllib.parse import urlsplit
 
 import pytest
 from change_readers import Follow, Poll, told_once
-from fake_service import running as serving
 from kill_world import children, is_worker, verb, waited
 from live_server import environment, executable, refused_start, start_server
 from obstore import delete, get, put
@@ -21,9 +19,6 @@ from obstore import list as listed
 from seaweed import ADMIN, BUCKET, variables
 from small_client import Client, file_of, key_of, path_of
 from test_tutorial import run_through, steps_of_page
-from webhook_receiver import Receiver
-
-from streamsrv.events.hooks import Hooks
 
 KEYS = [key_of(study, series, number) for study in (1, 2) for series in (1, 2) for number in range(3)]
 FILES = {key: file_of(key, 1, 20_000) for key in KEYS}
@@ -50,7 +45,6 @@ def guarded(tmp_path_factory):
 def nodes(tmp_path_factory, flags, gateway, guarded):
     folder = tmp_path_factory.mktemp("nodes")
     named = variables(gateway[1]) | {"LOOP_GUARD": str(guarded)}
-    flags = (*flags, "--hooks", "--study-quiet", "0.5")
     running = [start_server(folder / name, *flags, workers=1, variables=named) for name in "ab"]
     yield running
     for node in running:
@@ -330,29 +324,6 @@ def test_verbs_make_no_store(tmp_path, gateway, database_server, object_store, m
     code, said = verb("reindex", "--data", str(tmp_path / "node"))
     assert (code, "the bucket has no store.toml" in said) == (1, True), said
     assert [each for page in listed(object_store.store(ADMIN, BUCKET), "no_store/") for each in page] == []
-
-
-def test_a_hook_of_one_node_tells_and_forwards_the_changes_of_all(nodes, clients, flags):
-    receiver, one = Receiver(), nodes[0]
-    where = ("--allow-local", "--data", str(one.data))
-    try:
-        with serving() as service, mock.patch.dict(os.environ, settings_of(flags)):
-            assert verb("hook", "add", receiver.url, "--name", "told", *where)[0] == 0
-            assert verb("hook", "forward", service.url, "--name", "sent", *where)[0] == 0
-            states = Hooks(one.data)
-            waited(lambda: states.state("told").last_id and states.state("sent").last_id, "the hooks")
-            keys = [key_of(47, 1, number) for number in (1, 2)]
-            for client, key in zip(clients, keys, strict=True):
-                assert client.store([file_of(key, 1, 20_000)]).status == 200
-            waited(lambda: receiver.told("complete") >= {"1.2.47"}, "completion")
-            waited(lambda: states.state("sent").delivered, "the study")
-            parts = [part for _, _, parts in service.requests for part in parts]
-            assert set(parts) == {file_of(key, 1, 20_000) for key in keys}
-            for name in ("told", "sent"):
-                assert verb("hook", "remove", name, *where[1:])[0] == 0
-            assert clients[0].delete(keys[0][:1])
-    finally:
-        receiver.close()
 
 
 def settings_of(flags):

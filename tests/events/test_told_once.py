@@ -15,7 +15,7 @@ from kill_world import PATIENCE, children, has_the_index_open, verb, waited
 from small_client import LOST, Client, NotSent, file_of, key_of
 from webhook_receiver import Receiver
 
-from streamsrv.events.hooks import Hooks
+from streamsrv.events.hooks import hooks_in
 
 SOAK = int(os.environ.get("SOAK", "0"))
 WRITERS = 8
@@ -46,7 +46,7 @@ class Webhook:
         self.receiver.status = lambda number: 500 if chance.random() < 0.3 else 200
         data = ("--data", str(server.data))
         assert verb("hook", "add", self.receiver.url, "--name", "a", "--allow-local", *data)[0] == 0
-        waited(lambda: Hooks(server.data).state("a").last_id, "the begin of the hook")
+        waited(lambda: hooks_in(server.data).state("a").last_id, "the begin of the hook")
 
     def changes(self, last):
         """All changes up to the last one, as they came."""

@@ -104,9 +104,11 @@ def test_one_process_has_the_lease(place):
     with one.leased() as mine, two.leased() as none:
         assert none is None
         assert mine.holds()
+        assert (two.holder() == "") is (two.folder is not None)
         with one.changing(mine) as change:
             change.write("a", b"1")
         assert one.names() == ["a"]
+    assert one.holder() == ""
     with two.leased() as mine:
         assert mine.holds()
 
@@ -197,8 +199,8 @@ def test_the_tables_of_documents_are_made_by_a_migration(database_server):
     url = database_server.url("older_layout")
     open_index(url).close()
     database_server.sql(
-        "SET search_path = older_layout; DROP TABLE documents, document_kinds, leases; "
-        "UPDATE head SET layout = 1"
+        "SET search_path = older_layout; DROP TABLE documents, document_kinds, leases, tombstones; "
+        "ALTER TABLE cluster DROP COLUMN filling; UPDATE head SET layout = 1"
     )
     with contextlib.closing(DatabaseDocuments(url, "access")) as made:
         with pytest.raises(StoreError, match="migrate-index"):

@@ -17,7 +17,7 @@ from streamsrv.audit.cursor import Cursor, SentPosition
 from streamsrv.audit.entries import AuditEntry, Event
 from streamsrv.audit.trail import Trail, TrailLimits
 from streamsrv.cli import FAILED, LOCKED, USAGE, main
-from streamsrv.events.hooks import Hooks, HookState
+from streamsrv.events.hooks import HookState, hooks_in
 from streamsrv.tools.progress import ProgressLine
 from streamsrv.web.access.grants import KEY, grants_in
 
@@ -198,20 +198,20 @@ def test_a_trail_that_is_there_stays(data, tmp_path, capsys):
 
 
 def test_a_backup_has_the_hooks_and_their_cursors(data, tmp_path, capsys):
-    target, new, hooks = tmp_path / "backup", tmp_path / "new", Hooks(data)
+    target, new, hooks = tmp_path / "backup", tmp_path / "new", hooks_in(data)
     for name in ("ris", "gone"):
         assert run(capsys, "hook", "add", "https://ris.example/in", "--name", name, "--data", data)[0] == 0
-    hooks.save("ris", HookState("epoch-7", 3, 1))
+    hooks.save(hooks.named("ris"), HookState("epoch-7", 3, 1))
     hooks.bury("ris", b"{}")
     assert run(capsys, "backup", target, "--data", data)[0] == 0
     hooks.remove("gone")
     assert run(capsys, "backup", target, "--data", data)[0] == 0
     assert run(capsys, "restore", target, "--data", new)[0] == 0
-    there = Hooks(new)
+    there = hooks_in(new)
     assert (list(there.all()), there.state("ris")) == (list(hooks.all()), HookState("epoch-7", 3, 1))
     assert there.dead("ris") == ["{}"]
-    assert there.folder.stat().st_mode & 0o777 == 0o700
-    assert {path.stat().st_mode & 0o777 for path in there.folder.iterdir()} == {0o600}
+    assert there.documents.folder.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in there.documents.folder.iterdir()} == {0o600}
     (target / "hooks" / "ris.json").write_text("damaged")
     code, said = run(capsys, "backup", "--verify", target)
     assert (code, "ris.json cannot be read" in said) == (FAILED, True)

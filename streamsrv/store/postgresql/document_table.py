@@ -62,4 +62,5 @@ RENEW = (
     "WHERE name = $1 AND holder = $2 AND until > clock_timestamp() RETURNING holder"
 )
 HELD = "SELECT 1 FROM leases WHERE name = $1 AND holder = $2 AND until > clock_timestamp() FOR SHARE"
+HOLDER = "SELECT holder FROM leases WHERE name = $1 AND until > clock_timestamp()"
 END = "DELETE FROM leases WHERE name = $1 AND holder = $2"

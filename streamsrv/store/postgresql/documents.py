@@ -149,6 +149,10 @@ class DatabaseDocuments(Documents):
             with contextlib.suppress(StoreError):  # it ends by itself
                 self.ask("ending a lease", table.END, [self._kind, holder])
 
+    def holder(self) -> str:
+        found = self.ask("looking for the holder of a lease", table.HOLDER, [self._kind])
+        return found[0][0].rpartition(":")[0] if found else ""
+
     def now(self) -> float:
         ((microseconds,),) = self.ask("asking for the time", table.NOW, [])
         return float(microseconds) / 1e6
