@@ -315,6 +315,14 @@ class IndexFailed(StoreError):
     retry_after = 1  # seconds
 
 
+class AnnouncementLost(StoreError):
+    """A removal was announced to other nodes, and the database has lost that. Nothing was written."""
+
+    status = 503
+    title = "Service Unavailable"
+    retry_after = 1  # seconds
+
+
 class IndexUnreachable(StoreError):
     """The database of the index does not answer. The same request may succeed later."""
 

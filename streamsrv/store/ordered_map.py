@@ -12,8 +12,9 @@ Rules of this file: a transaction sees one version. A writer is alone, in all pr
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from streamsrv.store.fileops import FileOps
@@ -21,6 +22,16 @@ from streamsrv.store.fileops import FileOps
 Transaction: TypeAlias = Any  # lmdb.Transaction and lmdb.Cursor: py-lmdb's stubs are not read
 Cursor: TypeAlias = Any
 Pair: TypeAlias = tuple[bytes, bytes]  # key and value
+
+
+# A version is the number of a commit, and above these bits the number of the server that made it. After a
+# failover that lost commits, another server gives the same numbers to other content.
+COMMIT_BITS = 64
+
+
+def same_server(version: int, other: int) -> bool:
+    """Whether one server made both versions, so that the changes between them are known."""
+    return version >> COMMIT_BITS == other >> COMMIT_BITS
 
 
 class Needle(NamedTuple):
@@ -39,6 +50,32 @@ class KeysRead(NamedTuple):
     keys: list[bytes]
     number: int
     last: bytes
+
+
+class Announcement(Protocol):
+    """Of removals, to other processes."""
+
+    def announce(self) -> None:
+        """Once more."""
+
+    def confirm(self, transaction: Transaction) -> None:
+        """Called in each transaction that removes. Raises AnnouncementLost: announce it once more."""
+
+
+class LocalMap(ABC):
+    """The part of a map whose readers see each commit at once."""
+
+    remote = False
+
+    @abstractmethod
+    def version(self) -> int:
+        """As `OrderedMap.version`."""
+
+    def version_at_hand(self) -> int | None:
+        return self.version()
+
+    def removing(self) -> AbstractContextManager[Announcement | None]:
+        return nullcontext()
 
 
 class OrderedMap(Protocol):
@@ -99,6 +136,12 @@ class OrderedMap(Protocol):
 
     def version(self) -> int:
         """A number that every commit of any process changes."""
+
+    def version_at_hand(self) -> int | None:
+        """A version that is known without waiting. No removal has been committed since. None if none is."""
+
+    def removing(self) -> AbstractContextManager[Announcement | None]:
+        """Commits within the block may be removals. Blocks until no reader has a version at hand."""
 
     def unseen(self) -> int:
         """The number of a commit that readers do not see yet, 0 without one. An empty write shows it."""

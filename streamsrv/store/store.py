@@ -99,7 +99,7 @@ class Store:
     def _see(self, index: Index, rule: Rule | None) -> None:
         """Read from this index."""
         self.index, self.rule, self.remote = index, rule, index.remote
-        self.version, self.probe = index.version, index.probe
+        self.version, self.version_at_hand, self.probe = index.version, index.version_at_hand, index.probe
         self.lookup, self.packed, self.instance = index.lookup, index.packed, index.instance
         self.metadata, self.short_metadata = index.metadata, index.short_metadata
         self.frame_entries, self.bulk_value = index.frame_entries, index.bulk_value

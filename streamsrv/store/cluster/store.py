@@ -99,15 +99,21 @@ class ClusterStore(Store):
 
     def delete(self, study: str, series: str | None = None, instance: str | None = None) -> int:
         self._require_writable()
+        if not self.index.packed(study, series, instance, limit=1):
+            self.rooms.tombstones.write_own()
+            return 0
         removed = 0
         after: InstanceKey | None = None
-        while True:
-            rows = self.index.packed(study, series, instance, after=after, limit=SLICE_INSTANCES)
-            removed += self._delete(rows)
-            self.rooms.tombstones.write_own()
-            if len(rows) < SLICE_INSTANCES:
-                return removed
-            after = split_triple(rows[-1][0])
+        with self.index.removing():
+            while True:
+                rows = self.index.packed(study, series, instance, after=after, limit=SLICE_INSTANCES)
+                removed += self._delete(rows)
+                if len(rows) < SLICE_INSTANCES:
+                    break
+                self.rooms.tombstones.write_own()
+                after = split_triple(rows[-1][0])
+        self.rooms.tombstones.write_own()
+        return removed
 
     def _delete(self, rows: list[PackedRow]) -> int:
         """An instance that is replaced meanwhile is deleted too: it was there all the time."""

@@ -163,18 +163,35 @@ class ObjectTransaction(Transaction):
             self.abort()
 
     def _commit_slice(self, portion: list[tuple[Record, New]], on_duplicate: OnDuplicate) -> list[Outcome]:
-        for _ in range(ATTEMPTS):
-            decision = self._decider.decide(portion, on_duplicate)
-            try:
-                if decision.winners:
-                    self._complete(decision)
-                self._bury(decision.losers)
-                if decision.winners:
-                    self._commit(decision)
-                return decision.outcomes
-            except CommitConflict as conflict:
-                log.info("segment %d: %s", self._segment, conflict)
+        decision = self._committed(portion, on_duplicate)
+        if decision.replaced:
+            self._rooms.tombstones.write_own()
+        return decision.outcomes
+
+    def _committed(self, portion: list[tuple[Record, New]], on_duplicate: OnDuplicate) -> Decision:
+        """A replacement is announced when all else is done, and then decided again: it has waited."""
+        announced = False
+        with contextlib.ExitStack() as held:
+            for _ in range(ATTEMPTS):
+                decision = self._decided(portion, on_duplicate)
+                if decision.replaced and not announced:
+                    held.enter_context(self._index.removing())
+                    announced = True
+                    decision = self._decided(portion, on_duplicate)
+                try:
+                    self._bury(decision.losers)
+                    if decision.winners:
+                        self._commit(decision)
+                    return decision
+                except CommitConflict as conflict:
+                    log.info("segment %d: %s", self._segment, conflict)
         raise Overloaded("other senders store the same instances at the same time: try again")
+
+    def _decided(self, portion: list[tuple[Record, New]], on_duplicate: OnDuplicate) -> Decision:
+        decision = self._decider.decide(portion, on_duplicate)
+        if decision.winners:
+            self._complete(decision)
+        return decision
 
     def _complete(self, decision: Decision) -> None:
         """Make the object durable. Records that were refused before are left out. Raises Overloaded if one of
@@ -212,5 +229,3 @@ class ObjectTransaction(Transaction):
             raise
         self._named = True
         failpoints.hit("after-commit")
-        if decision.replaced:
-            self._rooms.tombstones.write_own()

@@ -56,7 +56,7 @@ from streamsrv.store.index.rows import (
     with_sum,
     without_sum,
 )
-from streamsrv.store.ordered_map import Cursor, Transaction
+from streamsrv.store.ordered_map import Announcement, Cursor, Transaction
 from streamsrv.store.rows import (
     NO_SEGMENT,
     ChangeKind,
@@ -155,6 +155,10 @@ class Batch:
         self._segments = {}
         if self._keep_changes and self._began // FORGET_EVERY != self._sequence // FORGET_EVERY:
             self._forget_changes()
+
+    def require_announced(self, announcement: Announcement) -> None:
+        """Raises AnnouncementLost."""
+        announcement.confirm(self._transaction)
 
     # -- requests
 

@@ -41,7 +41,7 @@ from streamsrv.errors import (
 from streamsrv.query.attributes import TABLE_DIGEST
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.index.rows import with_sum, without_sum
-from streamsrv.store.ordered_map import Cursor, KeysRead, Needle, OrderedMap, Pair, Transaction
+from streamsrv.store.ordered_map import Cursor, KeysRead, LocalMap, Needle, OrderedMap, Pair, Transaction
 
 SCHEMA = "3"
 # LMDB of another minor version may have another file format: 1.0 cannot read the files of 0.9.
@@ -128,10 +128,9 @@ class ReadTransaction:
             raise store_error(error, self._doing) from error
 
 
-class Environment:
+class Environment(LocalMap):
     """The open index folder. `handles` maps the name of a database to its LMDB handle."""
 
-    remote = False
     scanned = 8
     under_each = None
 

@@ -12,12 +12,14 @@ A process opens a folder once; several processes may have it open at the same ti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
-from streamsrv.errors import StoreCorrupt
+from streamsrv.errors import AnnouncementLost, StoreCorrupt
 from streamsrv.query.attributes import Level, QueryAttribute, term_prefix
 from streamsrv.query.budget import Budget, Parsing
 from streamsrv.query.conditions import Query
@@ -51,6 +53,10 @@ from streamsrv.store.index.writer import BatchFactory, Writer
 from streamsrv.store.ordered_map import OrderedMap, Transaction
 from streamsrv.store.rows import Change, InstanceKey, InstanceRow, Location, NewInstance, SegmentRow
 
+Result = TypeVar("Result")
+# A removal whose announcement is lost is announced again so often.
+ANNOUNCED = 2
+
 
 class Index(Reading):
     def __init__(self, environment: OrderedMap, keep_changes: int = 0, batch: BatchFactory = Batch) -> None:
@@ -83,6 +89,30 @@ class Index(Reading):
 
     # -- writing
 
+    def removing(self) -> AbstractContextManager[object]:
+        """Announces the deletions and replacements of this thread within the block, so that they wait for
+        other processes only once. Blocks; raises StoreError."""
+        return self._environment.removing()
+
+    def _submit(
+        self, apply: Callable[[Batch], Result], *, removes: bool, instances: int, size: int = 0
+    ) -> Result:
+        if not removes:
+            return self._writer.submit(apply, instances=instances, size=size)
+        with self._environment.removing() as announcement:
+            if announcement is None:
+                return self._writer.submit(apply, instances=instances, size=size)
+
+            def announced(batch: Batch) -> Result:
+                batch.require_announced(announcement)
+                return apply(batch)
+
+            for _ in range(ANNOUNCED):
+                with suppress(AnnouncementLost):
+                    return self._writer.submit(announced, instances=instances, size=size)
+                announcement.announce()
+            return self._writer.submit(announced, instances=instances, size=size)
+
     def commit(
         self,
         new: Sequence[NewInstance | Prepared],
@@ -95,8 +125,9 @@ class Index(Reading):
         """Store all of `new` or none, at most about SLICE_INSTANCES. `dead_bytes` are bytes of `segment` that
         never lived (voids); bytes of `replaced` instances are counted as dead here."""
         prepared = prepare(new)
-        self._writer.submit(
+        self._submit(
             lambda batch: batch.store(prepared, segment, committed_end, dead_bytes, replaced),
+            removes=bool(replaced),
             instances=len(prepared),
             size=sum(each.size for each in prepared),
         )
@@ -104,8 +135,10 @@ class Index(Reading):
     def delete(self, rows: Sequence[PackedRow], *, segment: int, committed_end: int, dead_bytes: int) -> int:
         """Delete instances; returns how many of them were still there. `rows` are a result of `packed`, in
         its order; `segment` holds their tombstone of `dead_bytes`. NO_SEGMENT: there is no tombstone."""
-        return self._writer.submit(
-            lambda batch: batch.delete(rows, segment, committed_end, dead_bytes), instances=len(rows)
+        return self._submit(
+            lambda batch: batch.delete(rows, segment, committed_end, dead_bytes),
+            removes=bool(rows),
+            instances=len(rows),
         )
 
     def relocate(
@@ -119,7 +152,9 @@ class Index(Reading):
     def register_damage(self, records: Sequence[DamagedRecord]) -> list[bool]:
         """From this commit on no process serves their bytes. True for each new record; a record that has been
         replaced or deleted is left out."""
-        return self._writer.submit(lambda batch: batch.damage.register(records), instances=len(records))
+        return self._submit(
+            lambda batch: batch.damage.register(records), removes=bool(records), instances=len(records)
+        )
 
     def forget_damage(self, ids: Sequence[bytes]) -> int:
         """The bytes of these records are whole. Returns how many of them were registered."""

@@ -88,6 +88,11 @@ class Reading:
         """A number that every commit of any process changes. While it stays the same, so does all content."""
         return self._environment.version()
 
+    def version_at_hand(self) -> int | None:
+        """Never blocks. None if only a question tells. While it stays the same, no instance was deleted or
+        replaced, and no damage was registered."""
+        return self._environment.version_at_hand()
+
     # -- instances
 
     def instance(

@@ -41,7 +41,7 @@ from streamsrv.store.index.few_studies import (
 from streamsrv.store.index.levels import StudyPart, fact_reader, part_of
 from streamsrv.store.index.lists import END, ROWS_A_BATCH, Lists
 from streamsrv.store.index.rows import LevelRow, number_key, studies_changed, together
-from streamsrv.store.ordered_map import OrderedMap, Transaction
+from streamsrv.store.ordered_map import OrderedMap, Transaction, same_server
 
 # Decisions that are remembered, of 150 bytes each.
 KNOWN, KNOWN_PARTS = 20_000, 1_000
@@ -223,8 +223,9 @@ class Visibility:
             return
         try:
             if version > self._version:
-                self._sequence, studies = self._changes(transaction, self._sequence)
-                if studies is None:
+                same = same_server(version, self._version)
+                self._sequence, studies = self._changes(transaction, self._sequence if same else 0)
+                if studies is None or not same:
                     self._known, self._parts = {}, {}
                 for study in studies or ():
                     self._known.pop(study, None)
@@ -284,6 +285,8 @@ class Visibility:
         found, version = self.latest, transaction.id()
         if found is None or found.version >= version:
             return found
+        if not same_server(version, found.version):
+            return None
         sequence, studies = self._changes(transaction, found.sequence)
         if studies is None or not budget.spend(hidden=len(studies)):
             return None

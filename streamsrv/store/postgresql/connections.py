@@ -62,6 +62,8 @@ SESSION = {
     "enable_material": "off",
 }
 
+# A server that has lost commits was started at another time: a standby, or one with an older copy.
+_STARTED = "SELECT extract(epoch FROM pg_postmaster_start_time())::text"
 _FULL = (refusals.DiskFull, refusals.OutOfMemory)
 _BROKEN = (refusals.DataCorrupted, refusals.IndexCorrupted)
 # In texts of libpq and the server: a refused connection has no code.
@@ -125,6 +127,8 @@ class Connections:
         self._closed = False
         self._refused = ""  # the text of the last refusal, until a connection is there
         self.failures = 0  # connections that failed: the database may be another one since
+        self._servers: dict[str, int] = {}  # when a server was started -> its number in this process
+        self._numbering = threading.Lock()
 
     def take(self) -> PipelineLink:
         """A connection in no transaction. Raises IndexUnreachable."""
@@ -136,7 +140,7 @@ class Connections:
             with contextlib.suppress(IndexError):
                 while not (link := self._free.pop()).closed:
                     return link
-            return PipelineLink(self._connected())
+            return self._opened()
         except BaseException:
             self._room.release()
             raise
@@ -144,6 +148,17 @@ class Connections:
     def announce(self) -> None:
         """Open the first connection."""
         self.give_back(self.take(), usable=True)
+
+    def _opened(self) -> PipelineLink:
+        link = PipelineLink(self._connected())
+        try:
+            (((started,),),) = link.ask([Asked(_STARTED)], READING)
+        except BaseException:
+            link.close()
+            raise
+        with self._numbering:
+            link.server = self._servers.setdefault(started, len(self._servers))
+        return link
 
     def begun(self, statements: list[Asked], patience: float) -> tuple[PipelineLink, list[list[Any]]]:
         """A connection on which a transaction has begun, and the rows of these statements. The database may

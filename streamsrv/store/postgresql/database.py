@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 
 from streamsrv.errors import StoreError
@@ -11,7 +12,8 @@ from streamsrv.store.index import Index
 from streamsrv.store.ordered_map import KeysRead, Needle
 from streamsrv.store.postgresql import schema
 from streamsrv.store.postgresql.batches import TableBatch
-from streamsrv.store.postgresql.connections import Connections, failure
+from streamsrv.store.postgresql.connections import READING, Connections, failure, translated
+from streamsrv.store.postgresql.freshness import QUESTION, Announcement, Freshness, Removals, clock
 from streamsrv.store.postgresql.object_batches import ObjectBatch
 from streamsrv.store.postgresql.tables import TABLES, Table
 from streamsrv.store.postgresql.transactions import ReadingTables, WritingTables
@@ -28,6 +30,8 @@ class Database:
         self.handles: dict[str, Table] = dict(TABLES)
         self._read_only = read_only
         self._connections = connections
+        self._freshness = Freshness(self.version)
+        self._removals = Removals(connections)
         schema.prepare(self._connections, read_only=read_only, store=store)
 
     @property
@@ -80,8 +84,22 @@ class Database:
         """There are none."""
 
     def version(self) -> int:
-        with self.reading("looking for changes") as transaction:
-            return transaction.id()
+        asked_at = clock()
+        with translated("looking for changes"):
+            link, (((commit, announced),),) = self._connections.begun([QUESTION], READING)
+        version = link.numbered(commit)
+        self._connections.give_back(link, usable=True)
+        if not announced:
+            self._freshness.note(version, asked_at)
+        elif not self._read_only:
+            self._removals.sweep()
+        return version
+
+    def version_at_hand(self) -> int | None:
+        return self._freshness.at_hand()
+
+    def removing(self) -> AbstractContextManager[Announcement]:
+        return self._removals.announced()
 
     def unseen(self) -> int:
         """Waits until no commit is under way: one whose client died may still become visible."""
@@ -101,6 +119,7 @@ class Database:
         raise StoreError("the index is a database: VACUUM FULL in PostgreSQL removes deleted rows")
 
     def close(self) -> None:
+        self._freshness.close()
         self._connections.close()
 
 

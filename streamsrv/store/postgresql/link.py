@@ -22,6 +22,8 @@ import psycopg
 from psycopg import pq
 from psycopg.errors import QueryCanceled, error_from_result
 
+from streamsrv.store.ordered_map import COMMIT_BITS
+
 Value: TypeAlias = bytes | str | int | float | list[bytes] | list[int]
 Row: TypeAlias = tuple[Any, ...]
 
@@ -50,6 +52,7 @@ class PipelineLink:
         self._libpq = connection.pgconn
         self._prepared: dict[tuple[str, tuple[int, ...]], bytes] = {}
         self._unread = 0  # calls whose answers are not read
+        self.server = 0  # the number of its server in this process
         self._poll = select.poll()
         self._poll.register(self._libpq.socket, select.POLLIN)
         self._libpq.enter_pipeline_mode()
@@ -60,6 +63,10 @@ class PipelineLink:
 
     def close(self) -> None:
         self._connection.close()
+
+    def numbered(self, commit: int) -> int:
+        """The version of the index that this server gave to a commit."""
+        return self.server << COMMIT_BITS | commit
 
     def ask(self, statements: Sequence[Asked], patience: float) -> list[list[Row]]:
         """The rows of each statement. Waits `patience` seconds at most. Raises psycopg.Error."""

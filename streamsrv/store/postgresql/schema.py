@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 
 from streamsrv.errors import StoreError, WrongStore
 from streamsrv.store.index import birth, with_sum, without_sum
-from streamsrv.store.postgresql import document_table, object_table, tombstone_table
+from streamsrv.store.postgresql import document_table, freshness, object_table, tombstone_table
 from streamsrv.store.postgresql.connections import Connections, translated
 from streamsrv.store.postgresql.tables import HEAD, TABLES
 
@@ -75,8 +75,8 @@ def found(connection: Connection, store: str, cluster: tuple[str, bytes] | None 
         rows = [(name.encode(), with_sum(name.encode(), text.encode())) for name, text in texts.items()]
         keys, values = about.pairs(rows)
         connection.execute("INSERT INTO about SELECT * FROM unnest(%b::bytea[], %b::bytea[])", [keys, values])
-        tables = (*object_table.CREATED, *tombstone_table.CREATED, *document_table.CREATED)
-        for statement in tables:
+        tables = (freshness, object_table, tombstone_table, document_table)
+        for statement in [each for table in tables for each in table.CREATED]:
             connection.execute(statement)
         if cluster is not None:
             connection.execute("INSERT INTO cluster (store_id, secret) VALUES (%s, %s)", cluster)

@@ -120,7 +120,8 @@ class ReadingTables(TableTransaction):
 
     def _begin(self, asked: Sequence[Asked]) -> list[list[Row]]:
         self._link, answers = self._connections.begun([*_READ, *asked], READING)
-        ((self._version, self._entries),) = answers[1]
+        ((version, self._entries),) = answers[1]
+        self._version = self._link.numbered(version)
         return answers
 
     def id(self) -> int:
@@ -246,7 +247,8 @@ class WritingTables(TableTransaction):
 
     def __enter__(self) -> WritingTables:
         self._link, answers = self._connections.begun(_WRITE, WRITING)
-        ((self._version, entries),), ((number,),), changes = answers[1:]
+        ((version, entries),), ((number,),), changes = answers[1:]
+        self._version = self._link.numbered(version)
         self.last_change: Pair | None = changes[0] if changes else None
         self._number = int(number)
         found: dict[str, int] = orjson.loads(entries)
@@ -303,7 +305,7 @@ class WritingTables(TableTransaction):
             self._connections.give_back(link, usable=usable)
 
     def id(self) -> int:
-        return int(self._version) + 1
+        return self._version + 1
 
     def stat(self, table: Table) -> dict[str, int]:
         self.settle_table(table)

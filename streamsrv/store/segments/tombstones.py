@@ -53,15 +53,16 @@ def delete(segments: Segments, index: Index, form: RecordFormat, target: Target)
         return 0
     removed, more = 0, True
     after: InstanceKey | None = None
-    segment = segments.acquire(tombstones=True)
-    try:
-        while more:
-            rows, after, more = _locked(segments, index, segment, target, after)
-            if rows:
-                removed += _delete(index, form, segment, rows)
-            segment.locks.release()
-    finally:
-        segment.release()
+    with index.removing():
+        segment = segments.acquire(tombstones=True)
+        try:
+            while more:
+                rows, after, more = _locked(segments, index, segment, target, after)
+                if rows:
+                    removed += _delete(index, form, segment, rows)
+                segment.locks.release()
+        finally:
+            segment.release()
     return removed
 
 

@@ -141,6 +141,19 @@ def test_equal_versions_mean_equal_content(index, view):
 # Writing
 
 
+def test_a_version_at_hand_has_seen_each_removal(store, index, view):
+    assert index.version_at_hand() in (None, index.version())
+    for key in KEYS[:6]:
+        view.version()
+        assert store.delete(*key) == 1
+        assert view.version_at_hand() in (None, view.version())
+    view.version()
+    with index.removing():
+        assert view.version_at_hand() in (None, view.version())
+        assert [store.delete(*key) for key in KEYS[6:]] == [1, 1]
+    assert view.version_at_hand() in (None, view.version())
+
+
 def test_a_commit_stores_all_or_none(index, view):
     old = view.existing(KEYS[:1])
     again = [entry(KEYS[0]), entry(key_of(9))]
