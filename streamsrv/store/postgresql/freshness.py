@@ -1,10 +1,10 @@
 """How long a process may use a version of the index without a question, and how removals wait for that.
 
 Strategy: a process may use a version for LEASE seconds, counted from before its question was sent, unless a
-removal was announced then. A removal is a deletion, a replacement, or the register of damage: a reader may
-have something at hand that is no longer right. It is announced in a row of the database, waits until all leases have ended, and
-commits. So no process uses an older version when it commits: every answer that begins later has seen it.
-Nodes need not know each other, and send no messages. New instances wait for nothing.
+removal was announced then. A removal is a deletion, a replacement, or the registration of damage: a reader
+may have something at hand that is no longer right. It is announced in a row of the database, waits until all
+leases have ended, and commits. So no process uses an older version when it commits: every answer that begins
+later has seen it. Nodes need not know each other, and send no messages. New instances wait for nothing.
 
     announce         from now on no question gives a lease
     wait             LEASE and MARGIN
