@@ -734,7 +734,7 @@ def test_a_cold_frame_takes_another_way(cached, monkeypatch):
     assert CACHED not in worker.took(before, 1)
 
 
-@pytest.mark.parametrize("what", ["current", "at", "lease", "version"])
+@pytest.mark.parametrize("what", ["is_current", "at", "lease", "version_at_hand"])
 def test_what_fails_in_a_fast_way_is_left_to_the_next_one(cached, what):
     worker, connection = cached
     before = worker.took(Counter(), 6)

@@ -1,5 +1,5 @@
-"""Cached frames of a store on other machines, over real sockets: the same bytes as in any way, from a version
-of the index that was asked after the request, in threads."""
+"""Cached frames of a store on other machines, over real sockets: the same bytes as in any way. If the version
+of the index is at hand, they need no thread; else it is asked after the request, in threads."""
 
 import threading
 from collections import Counter
@@ -11,6 +11,7 @@ from test_fast_path import (
     CACHED,
     LARGE,
     NATIVE,
+    PICTURES,
     PLAIN,
     SHOWN,
     SLICES,
@@ -25,11 +26,18 @@ from test_fast_path import (
     comparable,
     eventually,
     get,
+    keep,
+    part10,
     shown,
 )
 
 from streamsrv.errors import BucketUnreachable, IndexUnreachable
+from streamsrv.metrics import Way
+from streamsrv.retrieve.cached_frames import read_frames
 from streamsrv.store.objects.bucket import Bucket
+from streamsrv.web.fastpath import asking
+
+KNOWN = Way.KNOWN_HEADERS
 
 
 class WatchedBucket(Bucket):
@@ -54,6 +62,8 @@ class RemoteWorld(World):
         places = upload(stored, self.local.layout)
         self.store, self.cache = reading_objects(self.local, places, cache, self.bucket)
         self.folder = cache
+        self.is_fresh = False
+        self.store.version_at_hand = lambda: self.local.version() if self.is_fresh else None
 
     def end(self):
         self.store = self.local
@@ -78,6 +88,7 @@ def start(world):
         world.call(running[-1].start)
         return running[-1]
 
+    world.is_fresh = False
     yield begin
     while Connection.opened:
         Connection.opened.pop().close()
@@ -105,7 +116,26 @@ def cached(start):
     return worker, connection
 
 
-def test_the_answers_are_those_of_each_other_way(start, cached):
+@pytest.fixture(params=["asked", "at hand"])
+def version(request, world, cached):
+    world.is_fresh = request.param == "at hand"
+
+
+@pytest.fixture
+def fresh(world, cached, monkeypatch):
+    """The version is at hand, and a thread that looks a frame up is noted."""
+    looked = []
+
+    def noted(group, done):
+        looked.append([each.number for each in group])
+        read_frames(group, done)
+
+    monkeypatch.setattr(asking, "read_frames", noted)
+    world.is_fresh = True
+    return looked
+
+
+def test_the_answers_are_those_of_each_other_way(start, version, cached):
     worker, connection = cached
     plain = start(PLAIN).connect()
     requests = [get(SMALL, number) for number in range(1, 13)] + [get(NATIVE, number) for number in (1, 2, 3)]
@@ -119,7 +149,51 @@ def test_the_answers_are_those_of_each_other_way(start, cached):
         assert comparable(connection.ask(request)) == comparable(plain.ask(request))
 
 
-def test_requests_sent_ahead_are_answered_in_order(cached):
+def test_frames_at_hand_need_no_thread(fresh, cached):
+    worker, connection = cached
+    before = worker.answered.copy()
+    connection.frame(get(SMALL, 1))  # the first one brings the frame table, and the bytes of all
+    frames = [connection.frame(get(SMALL, number)) for number in (1, 2, 7, 12, 2)]
+    assert frames == [TILES[number - 1] for number in (1, 2, 7, 12, 2)]
+    assert connection.frame(get(NATIVE, 3)) == SLICES[2]
+    assert worker.took(before, 7) == Counter({CACHED: 7})
+    assert len(fresh) <= 2
+
+
+def test_long_frames_at_hand_need_no_thread(fresh, cached):
+    worker, connection = cached
+    until_cached(worker, connection, get(LARGE, 1))
+    looked, before = len(fresh), worker.answered.copy()
+    for number in (1, 2, 3, 1):
+        assert connection.frame(get(LARGE, number)) == PICTURES[number - 1]
+    taken = worker.took(before, 4)
+    assert taken[CACHED] >= 2  # the bytes of others were not in the cache
+    assert len(fresh) <= looked + taken[KNOWN]
+    before = worker.answered.copy()
+    assert connection.frame(get(LARGE, 2)) == PICTURES[1]
+    assert worker.took(before, 1) == Counter({CACHED: 1})
+
+
+def test_a_commit_is_looked_up_once_for_each_instance(fresh, cached, world):
+    _, connection = cached
+    connection.frame(get(SMALL, 1))
+    keep(world.local, part10("1.2.3.4.99", TILES[:1]))
+    before = len(fresh)
+    assert [connection.frame(get(SMALL, 1)) for _ in range(3)] == [TILES[0]] * 3
+    assert len(fresh) == before + 1
+
+
+def test_bytes_that_have_left_the_cache_are_fetched_again(fresh, cached, world):
+    worker, connection = cached
+    assert connection.frame(get(SMALL, 1)) == TILES[0]
+    for path in world.folder.glob("??/*"):
+        path.unlink()
+    worker.call(lambda _: worker.server.fast_path.close())  # nothing is held any more
+    assert connection.frame(get(SMALL, 1)) == TILES[0]
+    assert [connection.frame(get(SMALL, number)) for number in (3, 4)] == TILES[2:4]
+
+
+def test_requests_sent_ahead_are_answered_in_order(version, cached):
     worker, connection = cached
     numbers = [1, 5, 2, 12, 2, 7]
     before = worker.answered.copy()
@@ -166,11 +240,13 @@ def test_a_frame_that_is_fetched_keeps_no_other_waiting(cached, world, start):
     assert connection.frame(get(NATIVE, 2)) == SLICES[1]
 
 
-def test_a_deleted_instance_is_not_found(cached, world):
+def test_a_deleted_instance_is_not_found(version, cached, world):
     worker, connection = cached
-    until_cached(worker, connection, get(SPARE[0], 1))
-    assert world.local.delete("1.2.3", "1.2.3.4", SPARE[0]) == 1
-    assert connection.ask(get(SPARE[0], 1))[0].startswith(b"HTTP/1.1 404")
+    spare = SPARE[1 if world.is_fresh else 0]
+    until_cached(worker, connection, get(spare, 1))
+    assert connection.frame(get(spare, 1)) == TILES[0]
+    assert world.local.delete("1.2.3", "1.2.3.4", spare) == 1
+    assert connection.ask(get(spare, 1))[0].startswith(b"HTTP/1.1 404")
     assert connection.frame(get(SMALL, 4)) == TILES[3]
 
 

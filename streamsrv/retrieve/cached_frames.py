@@ -4,13 +4,14 @@ tiles of a slide, frames as pictures for `<img>`.
 Strategy: after a request of this kind has succeeded, web/fastpath keeps the headers of its answer. For the
 next frame it needs only the place of the frame, the entity tag and the boundary, which are found here.
 
-If index or segments are on other machines, threads look frames up and read them (`read_frames`): all that
-wait at a time together, after one question for the version of the index.
+If index or segments are on other machines, a frame needs no thread if it is at hand: the version of the
+index, the place and the bytes. Else threads look frames up and read them (`read_frames`): all that wait at a
+time together, after one question for the version of the index.
 
 Rules
 - The answer is the same as that of retrieve/frames.py or retrieve/pictures.py, byte for byte.
 - Nothing waits for the disk: `at` returns None for a picture whose head is not in memory. If the store is
-  `remote`, all calls block.
+  `remote`, the calls that look something up block: `version`, `current`, `lease`, and `at` unless `brief`.
 - After each commit the record id of the instance is compared: it may be deleted or replaced.
 """
 
@@ -67,7 +68,6 @@ class CachedInstance(ABC):
         self._row = row
         self._version = -1
         self._entries: dict[int, tuple[int, int]] = {}
-        self.is_long = False  # a frame was too long for `read_frames`
 
     @property
     def remote(self) -> bool:
@@ -77,6 +77,16 @@ class CachedInstance(ABC):
     def version(self) -> int:
         """The version of the index."""
         return self._store.version()
+
+    def version_at_hand(self) -> int | None:
+        """As `Store.version_at_hand`."""
+        return self._store.version_at_hand()
+
+    def is_current(self, version: int) -> bool | None:
+        """As `current`, without waiting. None if a thread has to find out."""
+        if version == self._version:
+            return True
+        return None if self.remote else self.current(version)
 
     def current(self, version: int) -> bool:
         """Whether the instance is unchanged. It is looked up again after each commit; `version` is that of
@@ -95,30 +105,33 @@ class CachedInstance(ABC):
         except SegmentGone:
             return None
 
-    def _place(self, number: int) -> Span | None:
-        """None if the frame does not exist, or is fragmented."""
+    def _place(self, number: int, *, brief: bool) -> Span | None:
+        """None if the frame does not exist, or is fragmented; also if it is not at hand, with `brief`."""
         row = self._row
         if not 0 < number <= row.number_of_frames:
             return None
         if row.frame_kind is FrameKind.NATIVE:
             return span(row, row.frame_base + (number - 1) * row.frame_stride, row.frame_stride)
         try:
-            offset, length = self._entry(number - 1)
+            entry = self._entry(number - 1, brief=brief)
         except SegmentGone:
             return None
-        return None if length & FRAGMENTED else span(row, offset, length)
+        return None if entry is None or entry[1] & FRAGMENTED else span(row, *entry)
 
-    def _entry(self, index: int) -> tuple[int, int]:
+    def _entry(self, index: int, *, brief: bool) -> tuple[int, int] | None:
         if not self.remote:
-            ((offset, length),) = self._store.frame_entries(self._row, (index,))
-            return offset, length
-        if index not in self._entries:
+            (entry,) = self._store.frame_entries(self._row, (index,))
+            return entry
+        found = self._entries.get(index)
+        if found is None and not brief:
             first = index - index % ENTRIES
             indices = range(first, min(first + ENTRIES, self._row.number_of_frames))
+            entries = self._store.frame_entries(self._row, indices)
             if len(self._entries) >= ENTRIES_KEPT:
-                self._entries.clear()
-            self._entries.update(zip(indices, self._store.frame_entries(self._row, indices), strict=True))
-        return self._entries[index]
+                self._entries = {}
+            self._entries.update(zip(indices, entries, strict=True))
+            found = entries[index - first]
+        return found
 
     def _answer(self, built: Answer, etag: str) -> Answer:
         return dated(
@@ -126,8 +139,9 @@ class CachedInstance(ABC):
         )
 
     @abstractmethod
-    def at(self, number: int) -> PlacedFrame | None:
-        """The place of frame `number`; None if it does not exist, or is not sent in one piece."""
+    def at(self, number: int, *, brief: bool = False) -> PlacedFrame | None:
+        """The place of frame `number`; None if it does not exist, or is not sent in one piece. With `brief`
+        also if only a thread can find it."""
 
     @abstractmethod
     def answer(self, number: str, etag: str, boundary: bytes) -> Answer:
@@ -140,8 +154,8 @@ class CachedFrames(CachedInstance):
         self._offer = offer
         self._url = instance_url(self._request.base_url, *row.key)
 
-    def at(self, number: int) -> PlacedFrame | None:
-        piece = self._place(number)
+    def at(self, number: int, *, brief: bool = False) -> PlacedFrame | None:
+        piece = self._place(number, brief=brief)
         if piece is None:
             return None
         representation = frames.representation(self._offer, (number,))
@@ -163,9 +177,9 @@ class CachedPictures(CachedInstance):
         self._drawn_as = rendered_parts.drawn_as(RenderingParameters())
         self._path = self._request.path.rpartition("/frames/")[0]
 
-    def at(self, number: int) -> PlacedFrame | None:
+    def at(self, number: int, *, brief: bool = False) -> PlacedFrame | None:
         """None also if the frame is no picture as it is stored."""
-        piece = self._place(number)
+        piece = self._place(number, brief=brief)
         lease = None if piece is None else self.lease(piece.segment)
         if piece is None or lease is None:
             return None
@@ -186,68 +200,61 @@ class CachedPictures(CachedInstance):
 
 @dataclass(slots=True, eq=False)
 class AskedFrame:
-    """A frame that a client of a remote store waits for. `content` stays None if it cannot be sent so."""
+    """A frame that a client of a remote store waits for. `placed` stays None if it cannot be sent so, and
+    `content` if it is long. The caller releases the lease."""
 
     instance: CachedInstance
     number: int
     placed: PlacedFrame | None = None
     content: bytes | None = None
+    lease: SegmentLease | None = None
 
 
 def read_frames(asked: Sequence[AskedFrame], done: Callable[[Sequence[AskedFrame]], None]) -> None:
     """Looks frames up after one question for the version, and reads them. `done` is called with each of them
     once: at the end of this call, or by another thread when a frame has been fetched. Blocking."""
-    leases: dict[int, SegmentLease] = {}
     read = list(asked)
     try:
         version = asked[0].instance.version()
         for each in asked:
-            if _place_and_read(each, version, leases, done):
+            if _place_and_read(each, version, done):
                 read.remove(each)
     except (StreamsrvError, OSError):
         pass  # another way answers, with the reason
     finally:
-        for lease in leases.values():
-            lease.release()
         done(read)
 
 
-def _place_and_read(
-    each: AskedFrame,
-    version: int,
-    leases: dict[int, SegmentLease],
-    done: Callable[[Sequence[AskedFrame]], None],
-) -> bool:
+def _place_and_read(each: AskedFrame, version: int, done: Callable[[Sequence[AskedFrame]], None]) -> bool:
     """Whether another thread fetches the frame, and calls `done`."""
-    if not each.instance.current(version):
+    placed = None
+    if each.instance.current(version):
+        placed = each.placed or each.instance.at(each.number)
+    each.placed = None
+    if placed is None:
         return False
-    if each.placed is None:
-        each.placed = each.instance.at(each.number)
-    if each.placed is None:
-        return False
-    if each.placed.span.length > LARGEST_READ:
-        each.instance.is_long = True
-        return False
-    span_ = each.placed.span
-    place = Location(span_.segment, span_.offset, span_.length)
-    lease = leases.get(place.segment) or each.instance.lease(place.segment)
+    place = Location(placed.span.segment, placed.span.offset, placed.span.length)
+    each.lease = lease = each.instance.lease(place.segment)
     if lease is None:
         return False
-    leases[place.segment] = lease
-    each.content = lease.pread(*place) if lease.fetcher is None else lease.fetcher.read_here(place)
-    if each.content is not None:
+    each.placed = placed
+    if place.length > LARGEST_READ:
         return False
-    alone = each.instance.lease(place.segment)
-    if alone is None or alone.fetcher is None:
+    if lease.fetcher is None:
+        each.content = lease.pread(*place)
+        return False
+    each.content = lease.fetcher.read_here(place)
+    if each.content is not None:
         return False
 
     def fetched(ahead: Future[bytes]) -> None:
         if ahead.exception() is None:
             each.content = ahead.result()
-        alone.release()
+        else:
+            each.placed = None
         done([each])
 
-    alone.fetcher.ahead(lambda: alone.pread(*place)).add_done_callback(fetched)
+    lease.fetcher.ahead(lambda: lease.pread(*place)).add_done_callback(fetched)
     return True
 
 

@@ -47,8 +47,6 @@ class FastPath:
         """Whether the request is answered here. If not, nothing was sent."""
         if self._app.draining:
             return False
-        if self.frames.remote:
-            return self._ask(waiting, request, batch)
         try:
             sent = self.frames.answer(waiting.stream, waiting.source, request, batch)
         except Exception as error:  # the next way answers
@@ -63,15 +61,8 @@ class FastPath:
         known = self.headers.find(request, waiting.source)
         if known is None:
             return False
-        KnownRequest(self, self._app, waiting, known, request, batch.began).begin()
-        return True
-
-    def _ask(self, waiting: Waiting, request: bytes, batch: RequestBatch) -> bool:
-        """As `answer`, for a store on other machines. A frame that cannot be read takes the second way."""
-        known = self.headers.find(request, waiting.source)
-        if known is None:
-            return False
-        asked = self.frames.asked(waiting.source, request)
+        # A frame of a store on other machines that was not answered here may wait for a thread.
+        asked = self.frames.asked(waiting.source, request) if self.frames.remote else None
         otherwise = partial(KnownRequest, self, self._app, waiting, known, request, batch.began)
         if asked is None:
             otherwise().begin()
@@ -191,13 +182,16 @@ class AskedRequest:
         asker.ask(self._asked, self._read)
 
     def _read(self) -> None:
-        waiting = self._waiting
+        waiting, asked = self._waiting, self._asked
         sent: Transfer | bool = False
-        if self._asked.content is not None and not waiting.stream.closed():
+        self._frames.keep_open(asked)
+        if asked.placed is not None and not waiting.stream.closed():
+            given = waiting.stream, waiting.source, self._request
             try:
-                sent = self._frames.send_read(
-                    waiting.stream, waiting.source, self._request, self._asked, self._batch
-                )
+                if asked.content is not None:
+                    sent = self._frames.send_read(*given, asked, self._batch)
+                else:  # a long one
+                    sent = self._frames.answer(*given, self._batch)
             except Exception as error:  # nothing was sent
                 log.warning("a cached frame cannot be sent: %s", error)
         if sent is False:

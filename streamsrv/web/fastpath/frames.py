@@ -15,13 +15,13 @@ Rules of this file
 - After each commit the instance is looked up again. If it was deleted or replaced, its templates are dropped.
 - A template has the caller that it was made for. It holds while the principal of that caller does.
 - A small frame that is not in memory takes another way.
-- Of a store on other machines nothing is read here: asking.py brings version and frame.
+- Of a store on other machines a frame is answered here if it is at hand: the version of the index, the place
+  and the bytes. Else asking.py brings them.
 - `answer` raises only if nothing was sent. Then another way answers.
 """
 
 from __future__ import annotations
 
-import asyncio
 import re
 import secrets
 import time
@@ -30,17 +30,16 @@ from typing import Any, NamedTuple, TypeAlias
 
 from streamsrv.metrics import RequestKind, RequestTally, Way
 from streamsrv.retrieve.cached_frames import AskedFrame, CachedInstance, PlacedFrame
-from streamsrv.store import SegmentLease
 from streamsrv.web.access.access import Access
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.auditing import Mark
 from streamsrv.web.connection.closing import final_status
 from streamsrv.web.connection.stream import RequestBatch, Stream
 from streamsrv.web.fastpath.headers import LONGEST, is_unique
+from streamsrv.web.fastpath.segments import OpenSegments, Release
 from streamsrv.web.head import Head, new_id
 from streamsrv.web.hosts import Caller
 from streamsrv.web.sending.response import SMALL, AnswerWriter, Outgoing
-from streamsrv.web.sending.sources import read_warm
 from streamsrv.web.sending.transfer import Transfer
 from streamsrv.wire.answers import Answer, Literal, Span
 
@@ -123,10 +122,7 @@ class FrameCache:
         self._prepared: dict[bytes, PreparedAnswer] = {}
         self._templates: dict[_Key, Template] = {}
         self._once: dict[_Key, None] = {}
-        self._leases: dict[int, SegmentLease] = {}
-        self._idle: set[int] = set()  # segments that were not read since the last sweep
-        self._timer: asyncio.TimerHandle | None = None
-        self._buffer = memoryview(bytearray(SMALL))
+        self._segments = OpenSegments(limits.segments, limits.linger, SMALL)
         self.remote = False  # whether the calls of a CachedInstance block
 
     # Answers
@@ -145,24 +141,28 @@ class FrameCache:
         if not self._access.holds(prepared.caller):
             self._forget(frames)
             return False
-        if not batch.date:
-            self._begin_batch(batch, frames)
-        if not frames.current(batch.version):
-            self._forget(frames)
+        if not batch.date and not self._begin_batch(batch, frames):
             return False
-        identifier, head = self._head(prepared, batch)
+        current = frames.is_current(batch.version)
+        if not current:
+            if current is False:
+                self._forget(frames)
+            return False
         if span.length > SMALL:
-            lease = frames.lease(span.segment)
-            if lease is None:
+            held = self._segments.hold(frames, span)
+            if held is None:
                 return False
+            lease, release = held
+            identifier, head = self._head(prepared, batch)
             transfer = self._writer.send_span(stream, b"".join(head), span, prepared.tail, lease.file_at)
         else:
-            view = self._read(frames, span)
+            view = self._segments.read(frames, span)
             if view is None:
                 return False
-            lease = None
+            release = None
+            identifier, head = self._head(prepared, batch)
             transfer = self._writer.send_now(stream, [*head, view, prepared.tail], prepared.length)
-        return self._followed(transfer, prepared, batch, identifier, lease)
+        return self._followed(transfer, prepared, batch, identifier, release)
 
     def _head(self, prepared: PreparedAnswer, batch: RequestBatch) -> tuple[str, list[bytes]]:
         mark = prepared.mark
@@ -171,9 +171,14 @@ class FrameCache:
         identifier = new_id()
         return identifier, [prepared.before, batch.date, prepared.middle, identifier.encode(), prepared.after]
 
-    def _begin_batch(self, batch: RequestBatch, frames: CachedInstance) -> None:
-        batch.version = frames.version()
+    def _begin_batch(self, batch: RequestBatch, frames: CachedInstance) -> bool:
+        """False if the version is not at hand. All requests of the batch have arrived before."""
+        version = frames.version_at_hand()
+        if version is None:
+            return False
+        batch.version = version
         self._stamp(batch)
+        return True
 
     def _stamp(self, batch: RequestBatch) -> None:
         batch.stamp, batch.date = self._log.now(), self._writer.date.encoded()
@@ -197,7 +202,13 @@ class FrameCache:
         if not self._access.holds(caller):
             self._forget(frames)
             return None
-        return None if frames.is_long else asked
+        return asked
+
+    def keep_open(self, asked: AskedFrame) -> None:
+        """Further frames of the segment may be read without a thread."""
+        lease, asked.lease = asked.lease, None
+        if lease is not None and asked.placed is not None:
+            self._segments.keep(asked.placed.span.segment, lease)
 
     def send_read(
         self, stream: Stream, source: str, request: bytes, asked: AskedFrame, batch: RequestBatch
@@ -226,17 +237,17 @@ class FrameCache:
         prepared: PreparedAnswer,
         batch: RequestBatch,
         identifier: str,
-        lease: SegmentLease | None,
+        release: Release | None,
     ) -> Transfer | bool:
         if transfer is None:
-            if lease is not None:
-                lease.release()
+            if release is not None:
+                release()
             seconds = time.monotonic() - batch.began
             self._log.add_line(
                 prepared.line, batch.stamp, seconds, identifier, prepared.tally, prepared.payload
             )
             return True
-        self._follow(transfer, prepared, batch.began, identifier, lease)
+        self._follow(transfer, prepared, batch.began, identifier, release)
         return transfer
 
     def _follow(
@@ -245,13 +256,13 @@ class FrameCache:
         prepared: PreparedAnswer,
         began: float,
         identifier: str,
-        lease: SegmentLease | None,
+        release: Release | None,
     ) -> None:
         """Logs the request when the transfer ends."""
 
         def ended(_: object) -> None:
-            if lease is not None:
-                lease.release()
+            if release is not None:
+                release()
             line, tally, sent = prepared.line, prepared.tally, prepared.payload
             error = transfer.done.exception()
             if error is not None:
@@ -271,9 +282,9 @@ class FrameCache:
         if named is None:
             return None
         frames = named.template.frames
-        if not batch.date:
-            self._begin_batch(batch, frames)
-        frame = frames.at(int(named.number)) if frames.current(batch.version) else None
+        if not batch.date and not self._begin_batch(batch, frames):
+            return None
+        frame = frames.at(int(named.number), brief=True) if frames.is_current(batch.version) else None
         return None if frame is None else self._keep_prepared(source, request, named, frame)
 
     def _named(self, source: str, request: bytes) -> NamedFrame | None:
@@ -322,23 +333,6 @@ class FrameCache:
         for key in [key for key, template in self._templates.items() if template.frames is frames]:
             del self._templates[key]
 
-    def _read(self, frames: CachedInstance, span: Span) -> memoryview | None:
-        """The bytes of a small frame, or None. They are valid until the next call."""
-        lease = self._leases.get(span.segment)
-        if lease is None:
-            lease = frames.lease(span.segment)
-            if lease is None:
-                return None
-            while len(self._leases) >= self._limits.segments:
-                self._release(next(iter(self._leases)))
-            self._leases[span.segment] = lease
-            if self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(self._limits.linger, self._sweep)
-        self._idle.discard(span.segment)
-        view = self._buffer[: span.length]
-        fd, offset = lease.file_at(span.segment, span.offset)
-        return view if read_warm(fd, view, offset) else None
-
     # Templates
 
     def wants(self, request: bytes, head: Head, answer: Answer) -> bool:
@@ -372,25 +366,8 @@ class FrameCache:
             _make_room(self._templates, self._limits.templates)
             self._templates[_key(found, head)] = _template(frames, head, caller, render, mark)
 
-    # End
-
-    def _release(self, segment: int) -> None:
-        self._idle.discard(segment)
-        self._leases.pop(segment).release()
-
-    def _sweep(self) -> None:
-        for segment in list(self._idle):
-            self._release(segment)
-        self._idle = set(self._leases)
-        self._timer = None
-        if self._leases:
-            self._timer = asyncio.get_running_loop().call_later(self._limits.linger, self._sweep)
-
     def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        while self._leases:
-            self._leases.popitem()[1].release()
+        self._segments.close()
 
 
 def _kind(path: str) -> RequestKind:
