@@ -7,7 +7,7 @@ import time
 import pytest
 from database_server import DatabaseServer
 from live_server import start_server
-from small_client import Client, file_of, key_of
+from small_client import Client, file_of, key_of, path_of
 
 
 @pytest.fixture
@@ -66,3 +66,39 @@ def waited(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_nothing_that_was_lost_is_remembered(tmp_path):
+    """A failover to a copy that lacks a replacement: another commit gets its number. The node runs on."""
+    primary = DatabaseServer()
+    copy = DatabaseServer(primary)
+    url = f"postgresql://streamsrv@/postgres?host={primary.folder},{copy.folder}"
+    flags = ("--index", f"{url}&target_session_attrs=read-write", "--on-duplicate", "replace")
+    running = start_server(tmp_path / "served", *flags, workers=1)
+    client, key, head = Client(running.origin), key_of(1, 1, 1), "SELECT version FROM head"
+    path = f"{path_of(key)}/frames/1"
+    kept, lost = (file_of(key, version, 20_000)[-10_000:] for version in (1, 2))
+
+    def frame():
+        reply = client.ask("GET", path, Accept='multipart/related; type="application/octet-stream"')
+        assert reply.status == 200, reply.body
+        return reply.body
+
+    try:
+        assert client.store([file_of(key, 1, 20_000)]).status == 200
+        waited(lambda: copy.sql(head) == primary.sql(head))
+        copy.stop()
+        assert client.store([file_of(key, 2, 20_000)]).status == 200
+        waited(lambda: lost in frame() and "cached-frame" in running.log.read_text())
+        number = primary.sql(head)
+        primary.stop("immediate")
+        copy.start()
+        copy.promote()
+        copy.sql("UPDATE head SET version = version + 1")  # as any commit does
+        assert copy.sql(head) == number
+        assert kept in frame()
+    finally:
+        client.close()
+        running.end()
+        primary.end()
+        copy.end()

@@ -1,5 +1,5 @@
-"""Cached frames of one node while another node deletes and replaces their instances: what any node has told is
-never taken back. `SOAK=20` (as `make soak` does) takes twenty times as many instances."""
+"""Cached frames of one node while another one deletes and replaces their instances: nothing that a node has
+told is taken back. `SOAK=20` (as `make soak` does) takes twenty times as many instances."""
 
 import contextlib
 import os

@@ -5,10 +5,13 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from index_examples import new_instance
+from index_examples import element, new_instance
+from test_postgresql import Between, once
 
 from streamsrv.errors import AnnouncementLost, IndexUnreachable
+from streamsrv.query.rules import rule_of
 from streamsrv.store import DamagedRecord
+from streamsrv.store.ordered_map import COMMIT_BITS, same_server
 from streamsrv.store.postgresql import freshness, open_index
 from streamsrv.store.postgresql.link import PipelineLink
 from streamsrv.store.rows import Location
@@ -225,3 +228,49 @@ def test_a_removal_that_was_refused_leaves_no_announcement(index, sql):
     with pytest.raises(Exception, match="segment 9"):
         index.delete(index.packed_rows([row.key]), segment=9, committed_end=1, dead_bytes=1)
     assert sql("SELECT count(*) FROM removals") == "0"
+
+
+@pytest.fixture
+def between(memory, database_server):
+    between = Between(memory, database_server.folder)
+    yield between
+    between.close()
+
+
+def test_a_removal_whose_commit_is_looked_up_has_waited(
+    url, index, reader, between, memory, database_server, monkeypatch
+):
+    """Its connection breaks in the commit, so that nobody knows for a while."""
+    broken = open_index(url.replace(str(database_server.folder), str(memory)))
+    between.lose = once("after")
+    monkeypatch.setattr(freshness, "LEASE", 0.3)
+    version = reader.version()
+    assert reader.version_at_hand() == version
+    broken.delete(index.packed("1.1", limit=1), dead_bytes=1, **AT)
+    assert between.lose.state["done"]
+    assert reader.version_at_hand() is None
+    assert reader.version() == reader.version_at_hand() == version + 1
+    broken.close()
+
+
+def test_a_view_remembers_nothing_of_a_server_that_lost_commits(index, sql, database_server):
+    """Another commit has the number of a lost one, and the same sequence of changes."""
+
+    def stored(patient):
+        index.commit(
+            [new_instance(("2.1", "2.1.1", "2.1.1.1"), 50, {"00100020": element("LO", patient)})], **AT
+        )
+
+    view = index.restricted(rule_of(["PatientID=P2"]))
+    stored("P1")
+    version, (last,) = index.version(), index.changes(after=4)
+    assert view.lookup("2.1") == []
+    index.delete(index.packed("2.1"), dead_bytes=1, **AT)
+    stored("P2")
+    sql(f"DELETE FROM changes WHERE key > '\\x{last.sequence:016x}'")
+    sql(f"UPDATE head SET version = {version}")
+    database_server.stop("immediate")
+    database_server.start()
+    assert index.version() % (1 << COMMIT_BITS) == version
+    assert not same_server(index.version(), version)
+    assert len(view.lookup("2.1")) == 1
