@@ -49,8 +49,6 @@ class ObjectLease:
         self._holds: Counter[PartKey] = Counter()  # of those files
         self.part = owner.part
 
-    part = CHUNK
-
     @property
     def fetcher(self) -> ObjectLease:
         return self

@@ -80,10 +80,11 @@ class OpenSegments:
         return True
 
     def keep(self, segment: int, lease: SegmentLease) -> None:
-        """Releases the lease later, or now if the segment is open."""
+        """Use this lease for the segment, and release it later. Each instance is looked up by a thread before
+        its segment is read here, so a segment number that another server of the database gave again is never
+        read by an older lease."""
         if segment in self._leases:
-            lease.release()
-            return
+            self._release(segment)
         while len(self._leases) >= self._most:
             self._release(next(iter(self._leases)))
         self._leases[segment] = lease
