@@ -115,7 +115,7 @@ def test_a_lease_is_renewed_while_requests_come_and_an_idle_node_asks_nothing(re
     version = reader.version()
     first = len(asked)
     for renewal in range(1, 4):
-        clock.time += freshness.RENEWED * 1.5
+        clock.time += freshness.LEASE - freshness.RENEWED / 2
         assert [reader.version_at_hand() for _ in range(100)] == [version] * 100
         waited(lambda: not reader._environment._freshness._asking)
         assert len(asked) == first + renewal
@@ -129,7 +129,7 @@ def test_a_database_that_is_away_gives_no_lease(reader, database_server, clock):
     reader.version()
     database_server.stop("immediate")
     try:
-        clock.time += freshness.RENEWED * 1.5
+        clock.time += freshness.LEASE - freshness.RENEWED / 2
         assert reader.version_at_hand() is not None
         waited(lambda: not reader._environment._freshness._asking)
         clock.time += freshness.RENEWED

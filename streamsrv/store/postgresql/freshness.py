@@ -37,7 +37,7 @@ from streamsrv.store.postgresql.link import Asked, Value
 # All in seconds. Clocks of two machines differ by some microseconds in a lease.
 LEASE = 0.020
 MARGIN = 0.005
-RENEWED = LEASE / 2  # a question is asked when so much is left
+RENEWED = LEASE / 4  # a question is asked when so much is left
 DEAD = 30.0
 AGED = DEAD / 3  # an announcement that is used for longer is made again
 

@@ -2,7 +2,7 @@
 
 Strategy: a segment stays open until it was not used for `linger` seconds, at most twice that. Where its bytes
 are parts in the cache of this node, a part from which a frame was read is held as long. So nothing is opened
-and nothing is locked for a frame.
+and nothing is locked for a frame that is read again.
 
 Rules of this file
 - All is called in the event loop, and nothing waits for the disk or for another machine.
@@ -15,14 +15,55 @@ import asyncio
 from collections.abc import Callable
 
 from streamsrv.retrieve.cached_frames import CachedInstance
-from streamsrv.store import Location, SegmentLease
+from streamsrv.store import FileRange, Location, SegmentLease
 from streamsrv.web.sending.sources import read_warm
 from streamsrv.wire.answers import Span
 
 Release = Callable[[], None]
 
-# Parts that are held, of all segments: a part that the cache has removed keeps its bytes on the disk.
-MOST_HELD = 32
+# Of one segment. A part that the cache has removed keeps its bytes on the disk.
+MOST_HELD = 16
+MOST_PLACES = 16_384
+
+
+class OpenSegment:
+    """`places` are spans that can be read, by their offsets in the segment. `held` are its parts, by number."""
+
+    __slots__ = ("held", "lease", "places")
+
+    def __init__(self, lease: SegmentLease) -> None:
+        self.lease = lease
+        self.places: dict[int, FileRange] = {}
+        self.held: dict[int, Release] = {}
+
+    def find(self, span: Span) -> FileRange | None:
+        """The place of a span, if its bytes are on this machine."""
+        place = self.places.get(span.offset)
+        if place is not None and place.length == span.length:
+            return place
+        fetcher = self.lease.fetcher
+        if fetcher is not None:
+            release = fetcher.at_hand(Location(span.segment, span.offset, span.length))
+            if release is None:
+                return None
+            number = span.offset // fetcher.part
+            if number in self.held:
+                release()
+            else:
+                if len(self.held) >= MOST_HELD:
+                    self.let_go()
+                self.held[number] = release
+        if len(self.places) >= MOST_PLACES:
+            self.places.clear()
+        place = FileRange(*self.lease.file_at(span.segment, span.offset), span.length)
+        self.places[span.offset] = place
+        return place
+
+    def let_go(self) -> None:
+        """Holds no part any more."""
+        self.places.clear()
+        while self.held:
+            self.held.popitem()[1]()
 
 
 class OpenSegments:
@@ -31,82 +72,65 @@ class OpenSegments:
     def __init__(self, most: int, linger: float, longest: int) -> None:
         self._most = most
         self._linger = linger
-        self._leases: dict[int, SegmentLease] = {}
+        self._open: dict[int, OpenSegment] = {}
         self._idle: set[int] = set()  # segments that were not read since the last sweep
-        self._held: dict[tuple[int, int], Release] = {}  # segment and part
         self._timer: asyncio.TimerHandle | None = None
         self._buffer = memoryview(bytearray(longest))
 
     def read(self, frames: CachedInstance, span: Span) -> memoryview | None:
         """The bytes of a small frame, if they are in memory. They are valid until the next call."""
-        lease = self._leases.get(span.segment) or self._opened(frames, span.segment)
-        if lease is None or not self._is_at_hand(lease, span):
+        opened = self._open.get(span.segment)
+        if opened is None:
+            lease = None if frames.remote else frames.lease(span.segment)
+            if lease is None:
+                return None
+            opened = self.keep(span.segment, lease)
+        place = opened.find(span)
+        if place is None:
             return None
         self._idle.discard(span.segment)
         view = self._buffer[: span.length]
-        fd, offset = lease.file_at(span.segment, span.offset)
-        return view if read_warm(fd, view, offset) else None
+        return view if read_warm(place.fd, view, place.offset) else None
 
     def hold(self, frames: CachedInstance, span: Span) -> tuple[SegmentLease, Release] | None:
         """For a longer frame, which may be read until the function is called. None if it is not here."""
-        kept = self._leases.get(span.segment)
-        if kept is None or kept.fetcher is None:
-            lease = None if frames.remote and kept is None else frames.lease(span.segment)
+        opened = self._open.get(span.segment) if frames.remote else None
+        if opened is None or opened.lease.fetcher is None:
+            lease = None if frames.remote and opened is None else frames.lease(span.segment)
             return None if lease is None else (lease, lease.release)
         self._idle.discard(span.segment)
-        release = kept.fetcher.at_hand(Location(span.segment, span.offset, span.length))
-        return None if release is None else (kept, release)
+        release = opened.lease.fetcher.at_hand(Location(span.segment, span.offset, span.length))
+        return None if release is None else (opened.lease, release)
 
-    def _opened(self, frames: CachedInstance, segment: int) -> SegmentLease | None:
-        lease = None if frames.remote else frames.lease(segment)
-        if lease is not None:
-            self.keep(segment, lease)
-        return lease
-
-    def _is_at_hand(self, lease: SegmentLease, span: Span) -> bool:
-        fetcher = lease.fetcher
-        if fetcher is None:
-            return True
-        release = fetcher.at_hand(Location(span.segment, span.offset, span.length))
-        if release is None:
-            return False
-        key = span.segment, span.offset // fetcher.part
-        if key in self._held:
-            release()
-            return True
-        while len(self._held) >= MOST_HELD:
-            self._held.pop(next(iter(self._held)))()
-        self._held[key] = release
-        return True
-
-    def keep(self, segment: int, lease: SegmentLease) -> None:
+    def keep(self, segment: int, lease: SegmentLease) -> OpenSegment:
         """Use this lease for the segment, and release it later. Each instance is looked up by a thread before
-        its segment is read here, so a segment number that another server of the database gave again is never
-        read by an older lease."""
-        if segment in self._leases:
+        its segment is read here. So if another server of the database gives the number of a segment again, no
+        older lease reads it."""
+        if segment in self._open:
             self._release(segment)
-        while len(self._leases) >= self._most:
-            self._release(next(iter(self._leases)))
-        self._leases[segment] = lease
+        while len(self._open) >= self._most:
+            self._release(next(iter(self._open)))
+        opened = self._open[segment] = OpenSegment(lease)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._linger, self._sweep)
+        return opened
 
     def _release(self, segment: int) -> None:
         self._idle.discard(segment)
-        for key in [key for key in self._held if key[0] == segment]:
-            self._held.pop(key)()
-        self._leases.pop(segment).release()
+        opened = self._open.pop(segment)
+        opened.let_go()
+        opened.lease.release()
 
     def _sweep(self) -> None:
         for segment in list(self._idle):
             self._release(segment)
-        self._idle = set(self._leases)
+        self._idle = set(self._open)
         self._timer = None
-        if self._leases:
+        if self._open:
             self._timer = asyncio.get_running_loop().call_later(self._linger, self._sweep)
 
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        while self._leases:
-            self._release(next(iter(self._leases)))
+        while self._open:
+            self._release(next(iter(self._open)))
