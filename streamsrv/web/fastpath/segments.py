@@ -27,7 +27,7 @@ MOST_PLACES = 16_384
 
 
 class OpenSegment:
-    """`places` are spans that can be read, by their offsets in the segment. `held` are its parts, by number."""
+    """`places` are spans that can be read, by their offsets. `held` are parts of the segment, by number."""
 
     __slots__ = ("held", "lease", "places")
 
