@@ -208,6 +208,7 @@ class AskedFrame:
     placed: PlacedFrame | None = None
     content: bytes | None = None
     lease: SegmentLease | None = None
+    version: int = 0  # of the index, before the lease
 
 
 def read_frames(asked: Sequence[AskedFrame], done: Callable[[Sequence[AskedFrame]], None]) -> None:
@@ -230,7 +231,7 @@ def _place_and_read(each: AskedFrame, version: int, done: Callable[[Sequence[Ask
     placed = None
     if each.instance.current(version):
         placed = each.placed or each.instance.at(each.number)
-    each.placed = None
+    each.placed, each.version = None, version
     if placed is None:
         return False
     place = Location(placed.span.segment, placed.span.offset, placed.span.length)

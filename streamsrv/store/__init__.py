@@ -46,6 +46,7 @@ from streamsrv.store.index import (
     unpacked,
     value_reader,
 )
+from streamsrv.store.ordered_map import same_server
 from streamsrv.store.rows import (
     METADATA_CHUNK,
     SHORT_TEXT,

@@ -13,7 +13,7 @@ from streamsrv.store.ordered_map import KeysRead, Needle
 from streamsrv.store.postgresql import schema
 from streamsrv.store.postgresql.batches import TableBatch
 from streamsrv.store.postgresql.connections import READING, Connections, failure, translated
-from streamsrv.store.postgresql.freshness import QUESTION, Announcement, Freshness, Removals, clock
+from streamsrv.store.postgresql.freshness import QUESTION, AnnouncedRemoval, Freshness, Removals, clock
 from streamsrv.store.postgresql.object_batches import ObjectBatch
 from streamsrv.store.postgresql.tables import TABLES, Table
 from streamsrv.store.postgresql.transactions import ReadingTables, WritingTables
@@ -98,7 +98,7 @@ class Database:
     def version_at_hand(self) -> int | None:
         return self._freshness.at_hand()
 
-    def removing(self) -> AbstractContextManager[Announcement]:
+    def removing(self) -> AbstractContextManager[AnnouncedRemoval]:
         return self._removals.announced()
 
     def unseen(self) -> int:

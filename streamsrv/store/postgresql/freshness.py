@@ -37,7 +37,7 @@ from streamsrv.store.postgresql.link import Asked, Value
 # All in seconds. Clocks of two machines differ by some microseconds in a lease.
 LEASE = 0.020
 MARGIN = 0.005
-RENEWED = LEASE / 4  # a question is asked when so much is left
+RENEWED = LEASE / 2  # a question is asked when so much is left
 DEAD = 30.0
 AGED = DEAD / 3  # an announcement that is used for longer is made again
 
@@ -113,7 +113,7 @@ class Freshness:
             self._thread.join()
 
 
-class Announcement:
+class AnnouncedRemoval:
     """The removals of one thread. All calls block."""
 
     def __init__(self, connections: Connections) -> None:
@@ -153,14 +153,14 @@ class Removals:
         self._swept_at = 0.0
 
     @contextlib.contextmanager
-    def announced(self) -> Iterator[Announcement]:
+    def announced(self) -> Iterator[AnnouncedRemoval]:
         """A block in a block of the same thread uses the same announcement. Blocks; raises StoreError."""
-        own: Announcement | None = getattr(self._own, "announcement", None)
+        own: AnnouncedRemoval | None = getattr(self._own, "announcement", None)
         if own is not None:
             own.keep_up()
             yield own
             return
-        own = self._own.announcement = Announcement(self._connections)
+        own = self._own.announcement = AnnouncedRemoval(self._connections)
         try:
             own.announce()
             yield own

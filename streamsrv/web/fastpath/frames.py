@@ -208,7 +208,7 @@ class FrameCache:
         """Further frames of the segment may be read without a thread."""
         lease, asked.lease = asked.lease, None
         if lease is not None and asked.placed is not None:
-            self._segments.keep(asked.placed.span.segment, lease)
+            self._segments.keep(asked.placed.span.segment, lease, asked.version)
 
     def send_read(
         self, stream: Stream, source: str, request: bytes, asked: AskedFrame, batch: RequestBatch

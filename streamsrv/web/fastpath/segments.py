@@ -12,10 +12,11 @@ Rules of this file
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from streamsrv.retrieve.cached_frames import CachedInstance
-from streamsrv.store import FileRange, Location, SegmentLease
+from streamsrv.store import FileRange, Location, SegmentLease, same_server
 from streamsrv.web.sending.sources import read_warm
 from streamsrv.wire.answers import Span
 
@@ -26,38 +27,61 @@ MOST_HELD = 16
 MOST_PLACES = 16_384
 
 
+class FoundSpan(NamedTuple):
+    """The parts of a span, one after the other."""
+
+    length: int
+    ranges: Sequence[FileRange]
+
+
 class OpenSegment:
-    """`places` are spans that can be read, by their offsets. `held` are parts of the segment, by number."""
+    """`places` are spans that can be read, by their offsets. `held` are parts of the segment, by number.
+    `version` is that of the index before its lease."""
 
-    __slots__ = ("held", "lease", "places")
+    __slots__ = ("held", "lease", "places", "version")
 
-    def __init__(self, lease: SegmentLease) -> None:
+    def __init__(self, lease: SegmentLease, version: int) -> None:
         self.lease = lease
-        self.places: dict[int, FileRange] = {}
+        self.version = version
+        self.places: dict[int, FoundSpan] = {}
         self.held: dict[int, Release] = {}
 
-    def find(self, span: Span) -> FileRange | None:
+    def find(self, span: Span) -> FoundSpan | None:
         """The place of a span, if its bytes are on this machine."""
         place = self.places.get(span.offset)
         if place is not None and place.length == span.length:
             return place
+        ranges = self._ranges(span)
+        if ranges is None:
+            return None
+        if len(self.places) >= MOST_PLACES:
+            self.places.clear()
+        place = self.places[span.offset] = FoundSpan(span.length, ranges)
+        return place
+
+    def _ranges(self, span: Span) -> Sequence[FileRange] | None:
         fetcher = self.lease.fetcher
-        if fetcher is not None:
-            release = fetcher.at_hand(Location(span.segment, span.offset, span.length))
+        if fetcher is None:
+            return [FileRange(*self.lease.file_at(span.segment, span.offset), span.length)]
+        if len(self.held) >= MOST_HELD:
+            self.places.clear()
+            for oldest in list(self.held)[: MOST_HELD // 2]:
+                self.held.pop(oldest)()
+        ranges: list[FileRange] = []
+        offset, end = span.offset, span.offset + span.length
+        while offset < end:
+            length = min(fetcher.part - offset % fetcher.part, end - offset)
+            release = fetcher.at_hand(Location(span.segment, offset, length))
             if release is None:
                 return None
-            number = span.offset // fetcher.part
+            number = offset // fetcher.part
             if number in self.held:
                 release()
             else:
-                if len(self.held) >= MOST_HELD:
-                    self.let_go()
                 self.held[number] = release
-        if len(self.places) >= MOST_PLACES:
-            self.places.clear()
-        place = FileRange(*self.lease.file_at(span.segment, span.offset), span.length)
-        self.places[span.offset] = place
-        return place
+            ranges.append(FileRange(*self.lease.file_at(span.segment, offset), length))
+            offset += length
+        return ranges
 
     def let_go(self) -> None:
         """Holds no part any more."""
@@ -84,13 +108,18 @@ class OpenSegments:
             lease = None if frames.remote else frames.lease(span.segment)
             if lease is None:
                 return None
-            opened = self.keep(span.segment, lease)
+            opened = self.keep(span.segment, lease, 0)
         place = opened.find(span)
         if place is None:
             return None
         self._idle.discard(span.segment)
-        view = self._buffer[: span.length]
-        return view if read_warm(place.fd, view, place.offset) else None
+        view, at = self._buffer[: span.length], 0
+        for fd, offset, length in place.ranges:
+            part = view if length == span.length else view[at : at + length]
+            if not read_warm(fd, part, offset):
+                return None
+            at += length
+        return view
 
     def hold(self, frames: CachedInstance, span: Span) -> tuple[SegmentLease, Release] | None:
         """For a longer frame, which may be read until the function is called. None if it is not here."""
@@ -102,15 +131,19 @@ class OpenSegments:
         release = opened.lease.fetcher.at_hand(Location(span.segment, span.offset, span.length))
         return None if release is None else (opened.lease, release)
 
-    def keep(self, segment: int, lease: SegmentLease) -> OpenSegment:
-        """Use this lease for the segment, and release it later. Each instance is looked up by a thread before
-        its segment is read here. So if another server of the database gives the number of a segment again, no
-        older lease reads it."""
-        if segment in self._open:
+    def keep(self, segment: int, lease: SegmentLease, version: int) -> OpenSegment:
+        """Use this lease for the segment, and release it later, or now if the segment is open. After a
+        failover another server of the database may give the number of a segment again. A thread looks each
+        instance up then, before its segment is read here. So the lease of another server is never used."""
+        opened = self._open.get(segment)
+        if opened is not None and same_server(opened.version, version):
+            lease.release()
+            return opened
+        if opened is not None:
             self._release(segment)
         while len(self._open) >= self._most:
             self._release(next(iter(self._open)))
-        opened = self._open[segment] = OpenSegment(lease)
+        opened = self._open[segment] = OpenSegment(lease, version)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._linger, self._sweep)
         return opened
