@@ -96,6 +96,7 @@ SOAK_TESTS := tests/test_kill.py tests/test_power_cut.py tests/test_failing_disk
 	tests/test_pixel_fairness.py tests/test_many_items.py tests/ingest/test_wrong_types.py \
 	tests/events/test_told_once.py tests/test_operations.py tests/test_rules_model.py tests/fuzz/test_fuzz.py tests/dicom/test_series_template.py \
 	tests/deployment/test_object_reading.py tests/deployment/test_node_kills.py tests/deployment/test_move_kills.py \
+	tests/deployment/test_node_frames.py \
 	tests/test_dimse.py
 
 soak: $(VENV)/ready soak-cluster
