@@ -60,7 +60,7 @@ def clock() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-class Lease(NamedTuple):
+class VersionLease(NamedTuple):
     """A version of the index. It may be used until then."""
 
     version: int
@@ -72,7 +72,7 @@ class Freshness:
 
     def __init__(self, ask: Callable[[], object]) -> None:
         self._ask = ask
-        self._lease = Lease(-1, 0)
+        self._lease = VersionLease(-1, 0)
         self._guard = threading.Lock()
         self._wanted = threading.Event()
         self._asking = self._closed = False
@@ -80,7 +80,7 @@ class Freshness:
 
     def note(self, version: int, asked_at: float) -> None:
         """No removal was announced. `asked_at` is the time before the question."""
-        lease = Lease(version, asked_at + LEASE)
+        lease = VersionLease(version, asked_at + LEASE)
         with self._guard:
             if lease.until > self._lease.until:
                 self._lease = lease
