@@ -167,7 +167,7 @@ def first_pages(run: Run, folder: Path, measure: str, *flags: str) -> Iterator[R
         times, stored = _timed(folder, instances // A_STUDY, *flags)
         rows = {name: times_row(f"99 % of {measure}: {name}", subject, each) for name, each in times.items()}
         yield from rows.values()
-        yield Row(f"stored meanwhile, {measure}", subject, stored)
+        yield Row(f"stored beside {measure}", subject, stored)
         del rows[FLOOR]
         slowest = max(rows, key=lambda name: rows[name].value or 0.0)
         yield Row(f"99 % of {measure}: the slowest key", subject, rows[slowest].value, slowest)
