@@ -197,7 +197,9 @@ def test_studies_are_pulled_without_the_functions_of_linux(server, tmp_path):
     words = ("pull", "--from", server.url, "--query", f"StudyInstanceUID={world.CT_STUDY}")
     done = elsewhere(*words, "--to", server.url, "--run", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("1 studies, 0 unchanged, 1 stored, 0 already stored, 0 gone, 0 failed, ")
+    assert done.stdout.startswith(
+        "1 studies, 0 unchanged, 0 replaced at the source, 1 stored, 0 already stored, 0 gone, 0 failed, "
+    )
     done = elsewhere(*words, "--data", tmp_path)
     assert done.returncode == 2
     assert "need Linux" in done.stderr

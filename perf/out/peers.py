@@ -17,7 +17,7 @@ from perf.dimse.associations import STORESCP, TITLE, storescp
 from perf.out.verbs import run_verb
 from perf.results import OURS, Row, median_row
 from perf.run import Run, store_study
-from perf.servers import MemorySampler, Service, free_port
+from perf.servers import MemorySampler, Service, cpu_seconds, free_port
 
 QUIET = 0.5  # seconds
 LONGEST = 600.0  # seconds until a study is there
@@ -51,12 +51,13 @@ def _forwarded(
     run: Run, source: Service, subject: str, address: str, there: Callable[[], int]
 ) -> Iterator[Row]:
     """`there` counts the instances that the peer has."""
-    rates, growths, measure = list[float](), list[float](), f"forward a study of {run.size.instances} CT"
+    rates, growths, used = list[float](), list[float](), list[float]()
+    measure = f"forward a study of {run.size.instances} CT"
     with _hook(source, address):
         for number in range(run.size.rounds):
             before = there()
             length = _post(run, source, FIRST + number + 100 * len(subject))
-            begin = time.monotonic() + QUIET
+            begin, processor = time.monotonic() + QUIET, cpu_seconds(source.pid)
             with MemorySampler(source.pid) as memory:
                 while there() < before + run.size.instances:
                     if time.monotonic() > begin + LONGEST:
@@ -64,7 +65,9 @@ def _forwarded(
                     time.sleep(0.02)
             rates.append(length / 1e6 / (time.monotonic() - begin))
             growths.append(memory.growth / 1e6)
+            used.append((cpu_seconds(source.pid) - processor) * 1e9 / length)
     yield median_row(measure, subject, rates)
+    yield median_row(f"CPU time, {measure}", subject, used)
     yield median_row(f"memory growth, {measure}", subject, growths)
 
 
