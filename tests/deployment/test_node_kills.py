@@ -13,7 +13,7 @@ POINTS = ("mid-body", "before-data-sync", "after-data-sync", "after-commit", "in
 
 def test_nodes_that_are_killed(tmp_path, database_server, object_store):
     """Nothing acknowledged is lost, nothing that is deleted returns, both nodes agree, and the sweepers leave
-    no object behind."""
+    no object behind. So it is when the database is lost and made again from the bucket."""
     seed = random.SystemRandom().randrange(1 << 32)
     print("seed", seed)
     world = ClusterWorld(tmp_path, seed, "killed_nodes", database_server, object_store)
@@ -27,6 +27,7 @@ def test_nodes_that_are_killed(tmp_path, database_server, object_store):
             for passage in (1, 2):
                 world.kill_compaction(passage)
             world.must_be_swept()
+        world.lose_the_database()
     finally:
         print(dict(world.counts))
         world.stop()

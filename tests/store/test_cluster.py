@@ -603,6 +603,8 @@ def test_info(one, cluster):
     assert found["objects"]["complete"]["number"] == 2
     assert found["objects"]["uploads under way"] == {"number": 1, "bytes": 0}
     assert (found["live"], found["dead"], found["problems"]) == (800, 200, [])
+    cluster.sql("UPDATE tombstones SET key = NULL, made = now() - interval '1 hour'")
+    assert info(one)["problems"] == ["1 deletions are not noted in the bucket, the oldest for 3600 s"]
     one.rooms.bucket.remove("store.toml")
     one._bucket_probed = 0
     assert "no store.toml" in info(one)["problems"][0]

@@ -39,6 +39,12 @@ _IDLE = (
 _FORGET = "DELETE FROM tombstones WHERE key = $1 RETURNING number"
 
 
+_COUNT = (
+    "SELECT count(*), coalesce(extract(epoch FROM now() - min(made)), 0)::bigint FROM tombstones "
+    "WHERE key IS NULL"
+)
+
+
 class WaitingTombstone(NamedTuple):
     """`records` are the ids of records, one behind the other."""
 
@@ -62,6 +68,11 @@ class TombstoneTable:
         """Those of this node, and those of other nodes that have waited for `others` seconds."""
         values: list[Value] = [self._node, others, most]
         return [WaitingTombstone(*row) for row in self._ask("looking for tombstones", _WAITING, values)]
+
+    def left(self) -> tuple[int, int]:
+        """Number of the tombstones that the bucket does not have, and the age of the oldest in seconds."""
+        ((number, age),) = self._ask("counting tombstones", _COUNT, [])
+        return number, age
 
     def written(self, numbers: Sequence[int], key: str) -> None:
         self._ask("noting tombstones", _WRITTEN, [key, list(numbers)])

@@ -8,6 +8,8 @@ from streamsrv.errors import StoreError
 from streamsrv.store.cluster.store import ClusterStore
 from streamsrv.store.maintenance.info import damaged_instances
 
+# A tombstone that waits for so long is a problem, in seconds.
+OVERDUE = 600
 # States of objects, as docs/cluster.md names them.
 STATES = {
     "complete": "complete",
@@ -19,7 +21,8 @@ STATES = {
 
 
 def info(store: ClusterStore) -> dict[str, Any]:
-    """`objects` has number and bytes by state; `problems` are engines that do not answer."""
+    """`objects` has number and bytes by state; `problems` are engines that do not answer, and tombstones that
+    the bucket should have. A lost database would bring these instances back."""
     index = store.index.statistics()
     rows = store.index.segments().values()
     counts = store.rooms.table.counts()
@@ -28,6 +31,9 @@ def info(store: ClusterStore) -> dict[str, Any]:
         store.probe()
     except StoreError as error:
         problems.append(error.detail)
+    waiting, age = store.rooms.tombstones.table.left()
+    if age > OVERDUE:
+        problems.append(f"{waiting} deletions are not noted in the bucket, the oldest for {age} s")
     return {
         "store_id": store.store_id,
         "folder": str(store.layout.root),
