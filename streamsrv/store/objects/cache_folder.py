@@ -62,6 +62,7 @@ class CacheFolder:
         self._files: dict[PartKey, CachedFile] = {}  # those of the next readers
         self._idle: dict[CachedFile, None] = {}  # of them, those without a reader; the longest first
         self.in_use: set[CachedFile] = set()
+        self._dead: list[CachedFile] = []  # to be closed without the lock: a removed file may take 1 ms
         self._timer: threading.Timer | None = None
         self._written = 0  # bytes since the folder was measured
         self._removing = threading.Lock()
@@ -73,6 +74,7 @@ class CacheFolder:
                 self._timer.cancel()
             for file in list(self._idle):
                 self._forget(file)
+        self._close_dead()
 
     @property
     def is_crowded(self) -> bool:
@@ -91,8 +93,10 @@ class CacheFolder:
             if file is None:
                 file = self._files[segment, number] = made
             else:
-                made.close()
-            return self._taken(file)
+                self._dead.append(made)
+            self._taken(file)
+        self._close_dead()
+        return file
 
     def take_verified(
         self, segment: int, stored: StoredObject, number: int, chunks: range
@@ -133,20 +137,29 @@ class CacheFolder:
             if file.users:
                 return
             self.in_use.remove(file)
-            if self._files.get(self._key_of(file)) is not file:
-                file.close()
-                return
-            self._idle[file] = None
+            if self._files.get(self._key_of(file)) is file:
+                self._idle[file] = None
+            else:
+                self._dead.append(file)
             while len(self._idle) > MOST_IDLE:
                 self._forget(next(iter(self._idle)))
-            if self._timer is None:
+            if self._timer is None and self._idle:
                 self._wait()
+        self._close_dead()
 
     def _forget(self, file: CachedFile) -> None:
         """The next reader opens another file."""
         del self._files[self._key_of(file)]
         if file not in self.in_use:
             del self._idle[file]
+            self._dead.append(file)
+
+    def _close_dead(self) -> None:
+        if not self._dead:
+            return
+        with self._lock:
+            dead, self._dead = self._dead, []
+        for file in dead:
             file.close()
 
     def _key_of(self, file: CachedFile) -> PartKey:
@@ -163,11 +176,12 @@ class CacheFolder:
             if self._timer is not threading.current_thread():
                 return
             self._timer = None
-            self._close_removed()
+            self._forget_removed()
             if self._idle:
                 self._wait()
+        self._close_dead()
 
-    def _close_removed(self) -> None:
+    def _forget_removed(self) -> None:
         for file in [each for each in self._idle if each.is_removed]:
             self._forget(file)
 
@@ -215,4 +229,5 @@ class CacheFolder:
             except OSError as error:
                 log.error("the cache cannot be cut back: %s", error.strerror)
             with self._lock:
-                self._close_removed()
+                self._forget_removed()
+            self._close_dead()
