@@ -102,6 +102,7 @@ VERBS = {
             "key change viewer --expires 7d --data data",
             "key list --data data",
             "key revoke viewer --data data",
+            "key copy old --data data",
         ),
     ),
     "hook": Verb(

@@ -1,4 +1,4 @@
-"""The verb `key`: makes, lists and revokes the keys of a store, beside a running server.
+"""The verb `key`: makes, lists, copies and revokes the keys of a store, beside a running server.
 
 The key itself is printed once and kept nowhere: its digest is in DATA/access/, or in the database of a
 cluster, where all nodes see it.
@@ -26,6 +26,7 @@ from streamsrv.settings import Settings
 from streamsrv.store import Store
 from streamsrv.tools.audit import record
 from streamsrv.tools.ownership import hand_over
+from streamsrv.web.access.browser.shares import SHARE
 from streamsrv.web.access.grants import (
     FOLDER,
     KEY,
@@ -33,6 +34,7 @@ from streamsrv.web.access.grants import (
     GrantDamaged,
     Grants,
     digest_of,
+    grants_in,
     grants_of,
     is_name,
     new_key,
@@ -60,7 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listed.add_argument("--json", action="store_true", help="one JSON document instead of text")
     revoked = verbs.add_parser("revoke", help="end a key: the server refuses it within a second")
     revoked.add_argument("name", metavar="NAME")
-    for each in (added, changed, listed, revoked):
+    copied = verbs.add_parser("copy", help="bring the keys and share links of another folder to this store")
+    copied.add_argument("name", metavar="FOLDER", help="the folder of a store, or of a backup")
+    for each in (added, changed, listed, revoked, copied):
         add_place(each)
 
 
@@ -126,6 +130,7 @@ def run(args: argparse.Namespace) -> int:
         "change": run_change,
         "list": run_list,
         "revoke": run_revoke,
+        "copy": run_copy,
     }
     grants = grants_of(settings)
     with contextlib.closing(grants.documents):
@@ -143,9 +148,7 @@ def run_add(args: argparse.Namespace, settings: Settings, grants: Grants) -> int
             "and without a blank at an end"
         )
     data = Path(settings.data)
-    if not is_store(settings):
-        raise StreamsrvError(f"{data} is neither the folder of a store nor an empty folder")
-    found_cluster(settings, grants)
+    _require_store(settings, grants)
     key, rule = new_key(), _rule(args)
     until = math.inf if args.expires is None else args.expires
     with grants.changing() as change:
@@ -157,8 +160,11 @@ def run_add(args: argparse.Namespace, settings: Settings, grants: Grants) -> int
     return 0
 
 
-def found_cluster(settings: Settings, grants: Grants) -> None:
-    """Makes the store of a cluster, if there is none: a node may need a key before it starts."""
+def _require_store(settings: Settings, grants: Grants) -> None:
+    """Makes the store of a cluster, if there is none: a node may need a key before it starts. Raises
+    StreamsrvError."""
+    if not is_store(settings):
+        raise StreamsrvError(f"{settings.data} is neither the folder of a store nor an empty folder")
     if not grants.documents.exist():
         with Store.open(Path(settings.data), store_options(settings)):
             pass
@@ -237,6 +243,31 @@ def run_revoke(args: argparse.Namespace, settings: Settings, grants: Grants) -> 
     with grants.changing() as change:
         change.remove(_existing(grants, args.name))
     return 0
+
+
+def run_copy(args: argparse.Namespace, settings: Settings, grants: Grants) -> int:
+    """Exit code 1 if a file is damaged: it is left out. Raises StreamsrvError, and copies nothing, if there
+    is another key of a name."""
+    source = grants_in(Path(args.name))
+    found = [each for kind in (KEY, SHARE) for each in source.all(kind)]
+    if not found:
+        raise StreamsrvError(f"{source.documents.where} has no keys")
+    _require_store(settings, grants)
+    with grants.changing() as change:
+        taken = {each.name: each.digest for each in grants.all(KEY) if isinstance(each, Grant)}
+        new = [each for each in found if isinstance(each, Grant)]
+        for each in new:
+            if each.kind == KEY and taken.get(each.name, each.digest) != each.digest:
+                raise StreamsrvError(
+                    f"there is another key {each.name!r}: revoke it first. Nothing was copied"
+                )
+        for each in new:
+            change.write(each)
+        hand_over(Path(settings.data), grants.documents.folder)
+    print(f"{len(new)} keys and share links were copied")
+    for damaged in (each for each in found if isinstance(each, GrantDamaged)):
+        print(f"streamsrv: {damaged.detail}", file=sys.stderr)
+    return 0 if len(new) == len(found) else 1
 
 
 VERBS = {"key": (add_arguments, run)}

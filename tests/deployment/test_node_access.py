@@ -95,6 +95,15 @@ def test_a_key_counts_on_all_nodes_until_it_is_revoked(sites, run):
     assert not [each for site in sites for each in (site.server.data / "access").glob("key-*")]
 
 
+def test_keys_of_a_folder_come_to_the_nodes(sites, run, tmp_path):
+    """As after a move of its store."""
+    key = within("key", "add", "moved", "--rights", "search", "--data", tmp_path)[:-1]
+    assert [status(site, key) for site in sites] == [401, 401]
+    run("key", "copy", tmp_path)
+    for site in sites:
+        eventually(lambda site=site: status(site, key) == 204)
+
+
 def test_a_session_counts_on_all_nodes_until_it_ends(sites):
     one, two = sites
     browser = Browser(one)

@@ -309,6 +309,24 @@ class TestVerb:
         (tmp_path / "letter.txt").write_text("mine")
         assert "neither" in run("add", "ann", "--rights", "read", code=FAILED).err
 
+    def test_copy_brings_keys_and_links_and_replaces_none(self, run, grants, tmp_path, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("other")
+        other = grants_in(folder)
+        link, session = (grant_of(kind, kind)._replace(kind=kind) for kind in ("share", "session"))
+        write(other, grant_of(), link, session)
+        assert run("copy", str(tmp_path), code=FAILED).err.endswith("has no keys\n")
+        for _ in range(2):
+            assert run("copy", str(folder)).out == "2 keys and share links were copied\n"
+        assert list(grants.all()) == [grant_of(), link]
+        write(other, grant_of("new", "bob"), grant_of("another", "ann"))
+        assert "another key 'ann'" in run("copy", str(folder), code=FAILED).err
+        assert list(grants.all()) == [grant_of(), link]
+        run("revoke", "ann")
+        for path in files_of(other, KEY)[:1]:
+            path.write_bytes(b"{}")
+        assert str(path) in run("copy", str(folder), code=FAILED).err
+        assert len(grants.names()) == 3
+
     def test_permissions_of_others_are_taken_away(self, run, grants):
         run("add", "ann", "--rights", "read")
         grants.documents.folder.chmod(0o755)
