@@ -1,5 +1,6 @@
 """Fixtures for every room: real servers. In CI a test that is skipped fails the run."""
 
+import gc
 import os
 
 import pytest
@@ -42,6 +43,11 @@ def kind_of_store(request):
     if request.config.getoption("store") == "cluster":
         started = [request.getfixturevalue(name) for name in ("database_server", "object_store")]
         store_kinds.give(*started)
+
+
+def pytest_collection_finish(session):
+    """A collection of garbage would look at a million objects of the tests each time."""
+    gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)
