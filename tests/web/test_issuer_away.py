@@ -1,13 +1,16 @@
 """Requests with tokens while no key of the issuer is known: the server cannot judge the tokens."""
 
+import asyncio
 import os
+import socket
+import struct
 import threading
 from types import SimpleNamespace
 
 import pytest
 from fake_issuer import AUDIENCE, fake_issuer
 from tornado.httpclient import HTTPClientError
-from web_world import settings_of
+from web_world import Raw, eventually, settings_of
 
 from streamsrv.audit.entries import Event
 from streamsrv.oidc.key_board import KeyBoard
@@ -16,6 +19,8 @@ from streamsrv.web.access.issued_tokens import IssuedTokens
 from streamsrv.web.auditing import MOST_REFUSED, RequestAudit
 from streamsrv.web.head import Head
 from streamsrv.web.hosts import Caller
+
+RESET = struct.pack("ii", 1, 0)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +74,37 @@ async def test_a_client_keeps_its_token(http_server_client, issuer, board):
     assert (await asked(http_server_client, token)).code == 204
     unknown = issuer.token(header={"kid": "other"})
     assert (await asked(http_server_client, unknown)).code == 401
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_a_client_that_shuts_its_side_while_a_request_waits(
+    http_server, port, board, issuer, lines, monkeypatch, gone
+):
+    """RFC 9112 9.6: it gets its answer. One that has gone leaves nothing behind."""
+    waiting, done = asyncio.Event(), asyncio.Event()
+
+    async def settled(pending):
+        waiting.set()
+        await done.wait()
+
+    monkeypatch.setattr(http_server.app.access, "settled", settled)
+    raw = await Raw.connect(port)
+    await raw.send(
+        f"GET /v2/studies HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {issuer.token()}\r\n\r\n".encode()
+    )
+    await asyncio.wait_for(waiting.wait(), 30)
+    board.write({"issuer": document(issuer), "keys": issuer.key_set()["keys"]})
+    if gone:
+        raw.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        await raw.close()
+    else:
+        raw.writer.write_eof()
+    await asyncio.sleep(0.05)
+    done.set()
+    if not gone:
+        assert (await raw.rest()).startswith(b"HTTP/1.1 204 ")
+    await eventually(lambda: lines.text)
+    assert f'"GET /v2/studies" {499 if gone else 204} 0 ' in lines.text
 
 
 async def test_a_request_waits_for_the_first_fetch(http_server_client, issuer, board, monkeypatch):

@@ -136,7 +136,10 @@ class Exchange(Waiting, HTTPMessageDelegate):
     async def _admit_later(self, head: Head, headers: HTTPHeaders, length: int, pending: KeysPending) -> None:
         for left in reversed(range(SETTLED)):
             await self._app.access.settled(pending)
-            if self._over or self.stream.closed():
+            if self._over:
+                return
+            if self.stream.closed() and not self.stream.half_closed:
+                await self._drop_connection(CLIENT_GONE)
                 return
             try:
                 rest = self._admit(head, headers, length)
