@@ -23,6 +23,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "embedded(why): a test that no store of several nodes can pass")
+    if config.getoption("store") == "cluster":  # verbs run in the process of a test, which goes on
+        config.addinivalue_line("filterwarnings", "ignore:.*was deleted while still open:ResourceWarning")
 
 
 def pytest_ignore_collect(collection_path, config):

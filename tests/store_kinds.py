@@ -8,7 +8,9 @@ a server. A single test of a module in ON_BOTH is left out by `@pytest.mark.embe
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
+from unittest.mock import patch
 
 TESTS = Path(__file__).parent
 GIVEN = "TESTS_OF_A_CLUSTER"  # the database and the endpoint, as JSON; also for processes of tests
@@ -91,6 +93,26 @@ def is_cluster():
     return GIVEN in os.environ
 
 
+def schema_of(data):
+    return "of_" + hashlib.blake2b(str(Path(data).resolve()).encode(), digest_size=8).hexdigest()
+
+
+def naming(data):
+    """A context in whose environment the store of this folder is named."""
+    return patch.dict(os.environ, variables_of(data))
+
+
+def lose_index(data):
+    """Of a server that has ended."""
+    if not is_cluster():
+        shutil.rmtree(data / "index")
+        return
+    from database_server import said
+
+    folder, _ = json.loads(os.environ[GIVEN])
+    said(folder, f"DROP SCHEMA {schema_of(data)} CASCADE")
+
+
 def variables_of(data):
     """The environment of a server, or of a verb, for its data folder: a schema and a prefix of its own."""
     if not is_cluster():
@@ -99,7 +121,6 @@ def variables_of(data):
     from database_server import url_of
     from seaweed import BUCKET, variables
 
-    folder, endpoint = json.loads(os.environ[GIVEN])
-    name = "of_" + hashlib.blake2b(str(Path(data).resolve()).encode(), digest_size=8).hexdigest()
+    (folder, endpoint), name = json.loads(os.environ[GIVEN]), schema_of(data)
     place = {"STREAMSRV_INDEX": url_of(folder, name), "STREAMSRV_SEGMENTS": f"s3://{BUCKET}/{name}"}
     return place | variables(endpoint)

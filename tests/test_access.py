@@ -184,6 +184,7 @@ def test_another_grant_changes_nothing(site, hot):
     assert {frozenset(viewer.statuses()) for _ in range(3)} == {frozenset({200})}
 
 
+@pytest.mark.embedded("keys of a cluster are in its database")
 def test_files_are_for_their_owner_only(site, reader):
     folder = site.server.data / "access"
     assert [os.stat(each).st_mode & 0o777 for each in (folder, *folder.iterdir())][:2] == [0o700, 0o600]
@@ -246,6 +247,7 @@ def test_no_secret_and_no_reason_leaves_the_server(site, reader):
     assert reader not in text
 
 
+@pytest.mark.embedded("keys of a cluster are in its database")
 def test_a_damaged_file_closes_the_door_and_is_named(site):
     key = site.key("rots", "search,read")
     assert site.ask(**bearer(key)).status == 200

@@ -95,6 +95,7 @@ BARE = {
 }
 
 
+@pytest.mark.embedded("it looks into segment files")
 @pytest.mark.parametrize("name", BARE)
 def test_file_meta_information_is_added(server, name, capsys):
     path = Path(get_testdata_file(name))

@@ -49,6 +49,7 @@ def test_an_answer_that_cannot_be_sent_to_its_end(world):
     assert "the answer was cut short after" in server.log.read_text()
 
 
+@pytest.mark.embedded("a node deletes without a file")
 def test_without_descriptors_requests_are_refused_for_a_moment(world):
     server, client, worker, key, body = world
     other = key_of(1, 1, 2)

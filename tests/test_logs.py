@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 
+import pytest
 from kill_world import children, has_the_index_open
 from small_client import WHOLE, Client, file_of, key_of, path_of
 
@@ -25,6 +26,7 @@ def until(server, true):
     return found
 
 
+@pytest.mark.embedded("it removes segment files")
 def test_every_line_of_a_server_is_json(server_factory):
     server = server_factory("--log-format", "json", workers=1)
     client, key = Client(server.origin), key_of(1, 1, 1)

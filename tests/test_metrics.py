@@ -152,6 +152,7 @@ def test_a_hook_that_cannot_deliver_is_seen(monitored):
     monitored.until(0, "streamsrv_hooks")
 
 
+@pytest.mark.embedded("scrub reads segment files")
 def test_the_families_are_those_of_the_table(monitored):
     monitored.client.store([file_of(key_of(2, 1, 1), 1, 20_000)])
     monitored.until(0, "streamsrv_scrub_unverified_bytes")
@@ -164,6 +165,7 @@ def test_the_families_are_those_of_the_table(monitored):
         assert labels == set(expected[name].labels), name
 
 
+@pytest.mark.embedded("it tells the size of the file of the index")
 def test_the_state_of_the_store(monitored):
     monitored.client.store([file_of(key_of(3, 1, number), 1, 20_000) for number in (1, 2)])
 

@@ -7,10 +7,10 @@ seed."""
 
 import os
 import random
-import shutil
 import time
 from collections import Counter
 
+import store_kinds
 from kill_world import verb
 from live_server import free_port, start_server
 from small_client import Client, file_of, key_of, path_of
@@ -152,7 +152,7 @@ class Session:
 
     def lose_the_index(self):
         self.stop()
-        shutil.rmtree(self.data / "index")
+        store_kinds.lose_index(self.data)
         code, said = verb("reindex", "--data", str(self.data))
         assert code == 0, said
         self.start()

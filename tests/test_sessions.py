@@ -73,6 +73,7 @@ def secret_of(share):
 # --- sessions ---
 
 
+@pytest.mark.embedded("sessions of a cluster are in its database")
 def test_a_key_becomes_a_session(site, browser):
     assert browser.ask().status == 401
     facts = browser.facts()
@@ -339,6 +340,7 @@ def test_wrong_members_of_a_share_are_400(site, fields):
     assert next(iter(fields)) in json.loads(answer.body)["detail"]
 
 
+@pytest.mark.embedded("it changes the file of a link")
 def test_a_pin_has_five_tries_over_all_workers(site):
     shares = Shares(site.grants)
     made, other = (shares.make(CT_STUDY, time.time() + 100, pin=True) for _ in range(2))

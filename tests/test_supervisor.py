@@ -84,6 +84,7 @@ def shared(tmp_path_factory):
     running.end()
 
 
+@pytest.mark.embedded("it tells the folder of the store")
 def test_it_says_where_it_is_and_ends_on_sigterm(server):
     text = eventually(lambda: "try: curl" in server.log.read_text() and server.log.read_text())
     assert f"serves {server.origin}/v2 with 2 workers" in text
@@ -226,6 +227,7 @@ def test_a_worker_that_is_stopped_is_noticed_and_replaced(server_factory):
     assert f"worker {min(before)} hangs: it gave no sign of life for 3 s" in server.log.read_text()
 
 
+@pytest.mark.embedded("the loop of a node does not write")
 def test_a_worker_whose_loop_is_blocked_is_replaced_and_its_stack_is_logged(server_factory, tmp_path):
     point = tmp_path / "point"
     variables = {"STREAMSRV_FAILPOINT_FILE": str(point)}

@@ -12,6 +12,7 @@ import subprocess
 
 import clinic as world
 import pytest
+import store_kinds
 from live_server import ROOT, environment, executable, start_server
 from PIL import Image
 from shell_blocks import blocks_of as blocks_of_shell
@@ -86,7 +87,9 @@ def test_the_commands_of_migrate_run(origin, server, tmp_path):
     text = "".join(block.text for block in blocks_of_shell(MIGRATE))
     urls = {"https://old.example": origin, PRINTED_ORIGIN: server.origin}
     folders = {"--data data": f"--data '{server.data}'", "/var/lib/orthanc/db-v6": str(archive)}
-    run_shell(real(text, urls | folders), tmp_path, HOME=str(tmp_path))
+    run_shell(
+        real(text, urls | folders), tmp_path, HOME=str(tmp_path), **store_kinds.variables_of(server.data)
+    )
     run_python_blocks(MIGRATE, urls)
 
 
@@ -101,7 +104,8 @@ def test_the_commands_of_get_data_out_run(clinic_server, tmp_path):
     """All of its `sh` blocks, one after the other in one shell."""
     page = ROOT / "docs" / "howto" / "get-data-out.md"
     urls = {PRINTED_ORIGIN: clinic_server.origin, "DATA=data": f"DATA='{clinic_server.data}'"}
-    run_shell(real("".join(block.text for block in blocks_of_shell(page)), urls), tmp_path)
+    place = store_kinds.variables_of(clinic_server.data)
+    run_shell(real("".join(block.text for block in blocks_of_shell(page)), urls), tmp_path, **place)
     stored = {uid: world.file_of(world.ct(number)) for number, uid in enumerate(world.CT_INSTANCES, 1)}
     files = tmp_path / "files" / world.CT_STUDY / world.CT_SERIES
     assert {path.stem: path.read_bytes() for path in files.iterdir()} == stored
@@ -142,7 +146,8 @@ def test_the_commands_of_follow_changes_run(clinic_server, tmp_path):
     token.write_text("a-token")
     urls = {PRINTED_ORIGIN: clinic_server.origin, "DATA=data": f"DATA='{clinic_server.data}'"}
     urls["/etc/streamsrv/pacs.token"] = str(token)
-    run_shell(real("".join(block.text for block in blocks_of_shell(page)), urls), tmp_path)
+    place = store_kinds.variables_of(clinic_server.data)
+    run_shell(real("".join(block.text for block in blocks_of_shell(page)), urls), tmp_path, **place)
     changes, following = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("changes", "next"))
     stored = {each["sopInstanceUid"] for each in changes}
     assert stored >= set(world.CT_INSTANCES)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import clinic as world
 import pytest
+import store_kinds
 from clinic import CT_STUDY, SLIDE, SLIDE_SERIES, SLIDE_STUDY
 from kill_world import waited
 from live_server import READY_WITHIN, free_port
@@ -144,7 +145,8 @@ def test_studies_are_pulled_from_orthanc(server, locked, tmp_path, capsys):
 
     def pulled():
         words = ("--from", service, *login, "--data", str(server.data), "--json")
-        assert main(["pull", *words]) == 0, capsys.readouterr()
+        with store_kinds.naming(server.data):
+            assert main(["pull", *words]) == 0, capsys.readouterr()
         return json.loads(capsys.readouterr().out)
 
     sent = files[:2], files[2:]
@@ -195,11 +197,13 @@ def test_the_storage_folder_of_orthanc_is_imported(server, tmp_path, capsys, com
     words = ["import", "orthanc", str(folder / "data"), "--data", str(server.data)]
     try:
         world.store(f"{running.origin}/dicom-web/studies", files)
-        assert main(words) == 1
+        with store_kinds.naming(server.data):
+            assert main(words) == 1
         assert "Orthanc runs" in capsys.readouterr().err
     finally:
         running.end()
-    assert main(words) == 0
+    with store_kinds.naming(server.data):
+        assert main(words) == 0
     assert capsys.readouterr().out.startswith(
         "7 stored, 0 already stored, 0 done before, 0 skipped, 0 failed"
     )

@@ -89,9 +89,8 @@ async def test_a_client_that_shuts_its_side_while_a_request_waits(
 
     monkeypatch.setattr(http_server.app.access, "settled", settled)
     raw = await Raw.connect(port)
-    await raw.send(
-        f"GET /v2/studies HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {issuer.token()}\r\n\r\n".encode()
-    )
+    lines_of_head = ("GET /v2/studies HTTP/1.1", "Host: localhost", f"Authorization: Bearer {issuer.token()}")
+    await raw.send("\r\n".join((*lines_of_head, "", "")).encode())
     await asyncio.wait_for(waiting.wait(), 30)
     board.write({"issuer": document(issuer), "keys": issuer.key_set()["keys"]})
     if gone:
