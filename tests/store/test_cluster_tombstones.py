@@ -5,12 +5,15 @@ import tempfile
 
 import pytest
 from cluster_store import KEYS, begun, swept, waited
-from store_world import get, payload_of, put
+from store_world import derive, get, payload_of, put
 
 from streamsrv.errors import BucketUnreachable, CommitConflict
 from streamsrv.store import OnDuplicate, Outcome
 from streamsrv.store import transaction as transactions
+from streamsrv.store.maintenance.objects.check import check
 from streamsrv.store.maintenance.objects.compact import compact
+from streamsrv.store.maintenance.objects.scrub import check_segments
+from streamsrv.store.maintenance.scrub import Pace
 from streamsrv.store.objects.layout import TOMBSTONES
 from streamsrv.store.rows import NO_SEGMENT
 from streamsrv.store.segments.records import RecordKind, unpack_ids
@@ -127,6 +130,24 @@ def test_a_commit_that_is_decided_again(one, two, monkeypatch):
     assert transaction.commit(pairs) == [Outcome.DUPLICATE, Outcome.STORED]
     one.rooms.tombstones.write_all(0)
     assert buried(one) == {pairs[0][0].record_id}
+
+
+def test_tombstones_that_the_bucket_has_lost(one, two):
+    """For example by a rule of its life cycle."""
+    put(one, *map(payload_of, KEYS))
+    dead = {record_id(one, key) for key in KEYS[:2]}
+    for key in KEYS[:2]:
+        one.delete(*key)
+    keys = [each.key for each in one.rooms.bucket.listed(TOMBSTONES)]
+    one.rooms.bucket.remove(keys[0])
+    (found,) = check(two, derive)
+    assert (found.severity, found.where) == ("error", keys[0])
+    assert "deleted instances return" in found.what
+    (found,) = check_segments(two, Pace(0))
+    assert (found.severity, found.where) == ("error", keys[0])
+    assert "it is written again" in found.what
+    assert buried(one) == dead
+    assert list(check(one, derive)) == list(check_segments(one, Pace(0))) == []
 
 
 def test_nothing_is_buried_that_lives(one, two):

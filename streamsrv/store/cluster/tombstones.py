@@ -18,7 +18,7 @@ import time
 
 from streamsrv.errors import StoreError
 from streamsrv.store.objects.bucket import Bucket
-from streamsrv.store.objects.layout import fresh_tombstone_key, tombstone_object
+from streamsrv.store.objects.layout import TOMBSTONES, fresh_tombstone_key, tombstone_object
 from streamsrv.store.postgresql.tombstone_table import TombstoneTable
 from streamsrv.store.segments.records import RecordFormat
 
@@ -69,6 +69,12 @@ class TombstoneWriter:
             self._bucket.put(key, tombstone_object(self._form, ids, time.time_ns() // 1_000))
             self.table.written([each.number for each in found], key)
         return len(found)
+
+    def lost(self) -> list[str]:
+        """The objects that the bucket has lost. It is listed: for tools."""
+        keys = self.table.keys()
+        keys -= {each.key for each in self._bucket.listed(TOMBSTONES)}
+        return sorted(key for key in keys & self.table.keys() if not self._bucket.has(key))
 
     def remove_idle(self) -> int:
         """Remove the tombstones that nothing needs any more; returns the number of objects."""

@@ -1,7 +1,8 @@
 """The table of tombstones: the records that were deleted or replaced, until their objects are gone.
 
     without key    the bucket does not have the tombstone yet
-    with a key     this object of the bucket names the records. It stays while one of `segments` has an object
+    with a key     this object of the bucket names the records. Row and object stay while one of `segments`
+                   has an object
 
 Rules of this file
 - The transaction of the index that removes instances also writes their tombstone (object_batches.py). So no
@@ -29,9 +30,9 @@ _WAITING = (
     "SELECT number, records FROM tombstones WHERE key IS NULL AND (node = $1 OR "
     "made < now() - $2 * interval '1 second') ORDER BY number LIMIT $3"
 )
-_WRITTEN = (
-    "UPDATE tombstones SET key = $1, records = '' WHERE number = ANY($2) AND key IS NULL RETURNING number"
-)
+_WRITTEN = "UPDATE tombstones SET key = $1 WHERE number = ANY($2) AND key IS NULL RETURNING number"
+_KEYS = "SELECT DISTINCT key FROM tombstones WHERE key IS NOT NULL"
+_AGAIN = "UPDATE tombstones SET key = NULL, made = now() WHERE key = $1 RETURNING number"
 _IDLE = (
     "SELECT key FROM tombstones WHERE key IS NOT NULL GROUP BY key HAVING bool_and(NOT EXISTS "
     "(SELECT FROM objects WHERE objects.segment = ANY(tombstones.segments))) LIMIT $1"
@@ -76,6 +77,14 @@ class TombstoneTable:
 
     def written(self, numbers: Sequence[int], key: str) -> None:
         self._ask("noting tombstones", _WRITTEN, [key, list(numbers)])
+
+    def keys(self) -> set[str]:
+        """The objects that the bucket should have."""
+        return {row[0] for row in self._ask("listing tombstones", _KEYS, [])}
+
+    def again(self, key: str) -> int:
+        """The bucket has lost an object. Returns the number of its tombstones, which wait again."""
+        return len(self._ask("noting tombstones", _AGAIN, [key]))
 
     def idle(self, most: int) -> list[str]:
         """Keys of tombstones whose records are gone."""

@@ -31,6 +31,11 @@ from streamsrv.store.rows import SegmentRow
 from streamsrv.store.segments.records import Step
 from streamsrv.store.segments.verifying import MISSING_OBJECT
 
+LOST_TOMBSTONE = (
+    "the bucket has lost this tombstone: if the database is lost, deleted instances return. "
+    "`streamsrv check --segments` writes it again"
+)
+
 
 def check(store: ClusterStore, derive: Derive) -> Iterator[Finding]:
     """Yields findings; none means that all is well. Raises StoreLocked during a compaction."""
@@ -60,6 +65,8 @@ class ObjectChecker(Checker):
         for segment in found:
             if segment not in rows and self._index.segment(segment) is None and self._is_complete(segment):
                 yield error(f"segment {segment}", "no instance lives in its object, which is not condemned")
+        for key in self._rooms.tombstones.lost():
+            yield error(key, LOST_TOMBSTONE)
 
     def _is_complete(self, segment: int) -> bool:
         return segment in {each for each, _, _ in self._rooms.table.complete()}

@@ -1,4 +1,4 @@
-"""Compares the bytes of all objects with their digests, and registers damage.
+"""Compares the bytes of all objects with their digests, and registers damage. Writes lost tombstones again.
 
 Strategy: each object is copied from the bucket into a file without a name, past the cache. If all records of
 its trailer are whole, nothing else is looked up. Else the rows of the database decide: each living instance
@@ -64,6 +64,14 @@ class ObjectScrub:
             if not row.empty and segment in places:
                 yield from self._object(row, places[segment])
         yield from self._lost()
+        yield from self._lost_tombstones()
+
+    def _lost_tombstones(self) -> Iterator[Finding]:
+        tombstones = self._rooms.tombstones
+        for key in tombstones.lost():
+            if tombstones.table.again(key):
+                tombstones.write_all(0)
+                yield error(key, "the bucket has lost this tombstone: it is written again")
 
     def _object(self, row: SegmentRow, place: StoredObject) -> Iterator[Finding]:
         try:
