@@ -136,6 +136,52 @@ async def test_a_session_comes_with_the_grants_that_it_depends_on(world):
     assert [world.known.find(each.kind, each.digest) for each in (key, share)] == [key, share]
 
 
+@pytest.mark.parametrize("revoked", [True, False])
+async def test_a_change_that_comes_with_another_look_up_is_noticed(world, revoked):
+    key = key_of()
+    source = {SOURCE: {"kind": KEY, "digest": key.digest}}
+    session = key_of("s", extra=source)._replace(kind=SESSION)
+    world.table.write(key)
+    await world.find(key)
+    if revoked:
+        world.table.remove(key)
+    else:
+        world.table.write(key._replace(rights=NO_RIGHTS))
+    world.table.write(session)
+    await world.find(session)
+    assert world.changes == 1
+    assert world.known.find(KEY, key.digest) == (None if revoked else key._replace(rights=NO_RIGHTS))
+    await world.refresh()
+    assert world.changes == 1
+
+
+async def test_a_change_during_a_long_look_up_is_noticed(world):
+    """It has read its version, and the former text; meanwhile others have asked for changes twice."""
+    ann, bob = key_of(), key_of("bob")
+    world.table.write(bob)
+    world.table.write(ann)
+    await world.find(bob)
+    old = world.table.read_several([ann.file])
+    began = world.now
+    world.table.remove(ann)
+    await world.refresh()
+    loop, polled = asyncio.get_running_loop(), world.table.changed_since
+
+    def during(version):
+        loop.call_soon_threadsafe(world.known._keep, old, began)
+        loop.call_soon_threadsafe(done.set)
+        return polled(version)
+
+    done = asyncio.Event()
+    world.table.changed_since = during
+    await world.refresh(0.1)
+    await done.wait()
+    world.table.changed_since = polled
+    assert world.known.find(KEY, ann.digest) == ann
+    await world.refresh(0.1)
+    assert await world.find(ann) is None
+
+
 async def test_a_damaged_row_grants_nothing(world):
     ann = key_of()
     world.table.write(ann, b"{}")
@@ -185,6 +231,9 @@ async def test_a_worker_remembers_a_number_of_grants(world, monkeypatch):
         assert await world.find(each) == each
     assert world.changes == 1
     assert world.known.find(KEY, several[2].digest) == several[2]
+    assert await asyncio.gather(*(world.find(key_of(f"guess {number}")) for number in range(9))) == [None] * 9
+    assert [world.known.find(KEY, each.digest) for each in several[1:]] == several[1:]
+    assert world.changes == 1
 
 
 async def test_a_request_and_a_stream_with_a_key_of_the_database(tmp_path, world):

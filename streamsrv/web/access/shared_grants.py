@@ -53,7 +53,8 @@ class SharedGrants:
         self._changed = changed
         self._clock = clock
         self._threads = ThreadPoolExecutor(THREADS, "grants")
-        self._known: dict[str, Grant | GrantDamaged | None] = {}
+        self._known: dict[str, Grant | GrantDamaged] = {}
+        self._absent: set[str] = set()  # apart, so that a flood of them displaces none that is known
         # Of all known ones: their least version, when they were the same, when the first one was read.
         self._version, self._sure, self._first = 0, 0.0, 0.0
         self._round = 0  # grows when all are forgotten
@@ -66,10 +67,9 @@ class SharedGrants:
     def find(self, kind: str, digest: str) -> Grant | None:
         """Raises GrantPending if it has to be looked up, KeysMissing while that fails, and GrantDamaged."""
         file = file_of(kind, digest)
-        try:
-            found = self._known[file]
-        except KeyError:
-            raise self._unknown(file) from None
+        found = self._known.get(file)
+        if found is None and file not in self._absent:
+            raise self._unknown(file)
         if isinstance(found, GrantDamaged):
             raise found
         return found
@@ -138,18 +138,25 @@ class SharedGrants:
         if not self._known:
             self._version, self._sure, self._first = found.version, began, began
         self._version, self._sure = min(self._version, found.version), min(self._sure, began)
+        moved = [file for file, text in found.texts.items() if self._differs(file, text)]
         for file, text in found.texts.items():
-            self._known[file] = self._read(file, text)
+            grant = self._read(file, text)
+            if grant is None:
+                self._absent.add(file)
+                self._known.pop(file, None)
+            else:
+                self._known[file] = grant
         while len(self._known) > MOST:  # it is not watched any more
-            del self._known[next(iter(self._known))]
+            moved.append(next(iter(self._known)))
+            del self._known[moved[-1]]
+        if moved:
             self._changed()
 
     # Changes
 
     def refresh(self) -> bool:
         """Called every REFRESH seconds. Whether a grant that was found may not hold any more."""
-        for file in [file for file, found in self._known.items() if found is None]:
-            del self._known[file]
+        self._absent.clear()
         if not self._known:
             return False
         now = self._clock()
@@ -173,9 +180,9 @@ class SharedGrants:
 
     async def _poll(self) -> None:
         """Forgets those that have changed."""
-        before, began = self._round, self._clock()
+        before, asked, began = self._round, self._version, self._clock()
         try:
-            found = await self._in_thread(partial(self._documents.changed_since, self._version))
+            found = await self._in_thread(partial(self._documents.changed_since, asked))
         except StoreError as error:
             log.warning("changes of grants cannot be looked for: %s", error.detail)
             return
@@ -183,7 +190,8 @@ class SharedGrants:
             self._polling = False
         if before != self._round:
             return
-        self._version, self._sure = found.version, began
+        if self._version == asked:  # else a long look-up has ended meanwhile, which may lack changes
+            self._version, self._sure = found.version, began
         gone = [file for file, text in found.texts.items() if self._differs(file, text)]
         for file in gone:
             del self._known[file]
