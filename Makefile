@@ -97,7 +97,7 @@ SOAK_TESTS := tests/test_kill.py tests/test_power_cut.py tests/test_failing_disk
 	tests/events/test_told_once.py tests/test_operations.py tests/test_rules_model.py tests/fuzz/test_fuzz.py tests/dicom/test_series_template.py \
 	tests/deployment/test_object_reading.py tests/deployment/test_node_kills.py tests/deployment/test_move_kills.py \
 	tests/deployment/test_node_frames.py \
-	tests/test_dimse.py
+	tests/test_dimse.py tests/test_dimse_mutants.py
 
 soak: $(VENV)/ready soak-cluster
 	SOAK=$${SOAK:-20} $(BIN)/python -m pytest -s -x $(SOAK_TESTS)

@@ -19,27 +19,42 @@ def pdu(kind, body):
 
 
 def associate_request(
-    called="STREAMSRV", calling="CT1", sop_class=SECONDARY_CAPTURE, syntax=EXPLICIT, window=0
+    called="STREAMSRV",
+    calling="CT1",
+    sop_class=SECONDARY_CAPTURE,
+    syntax=EXPLICIT,
+    window=0,
+    others=(),
+    user=b"",
 ):
-    context = bytes((1, 0, 0, 0)) + item(0x30, sop_class.encode()) + item(0x40, syntax.encode())
-    user = item(0x51, struct.pack(">I", 16384)) + item(0x52, b"1.2.3")
+    """`others` are further contexts (abstract and transfer syntax), `user` is further user information."""
+    contexts = b""
+    for number, (abstract, transfer) in enumerate([(sop_class, syntax), *others]):
+        inner = item(0x30, abstract.encode()) + item(0x40, transfer.encode())
+        contexts += item(0x20, bytes((2 * number + 1, 0, 0, 0)) + inner)
+    user = item(0x51, struct.pack(">I", 16384)) + item(0x52, b"1.2.3") + user
     if window:
         user += item(0x53, struct.pack(">HH", window, 1))
     head = struct.pack(">H2x16s16s32x", 1, called.encode().ljust(16), calling.encode().ljust(16))
-    items = item(0x10, b"1.2.840.10008.3.1.1.1"), item(0x20, context), item(0x50, user)
-    return pdu(1, head + b"".join(items))
+    return pdu(1, head + item(0x10, b"1.2.840.10008.3.1.1.1") + contexts + item(0x50, user))
 
 
-def store_command(uid, number=1, sop_class=SECONDARY_CAPTURE, field=1):
+def command_set(values):
+    """Implicit VR little endian: UIDs and names as text, numbers of 16 bits."""
+
     def element(tag, value):
         value += b"\0" * (len(value) % 2)
         return struct.pack("<HHI", 0, tag, len(value)) + value
 
-    short = {0x100: field, 0x110: number, 0x700: 0, 0x800: 1}
-    values = {0x0002: sop_class.encode(), 0x1000: uid.encode()}
-    values |= {tag: struct.pack("<H", value) for tag, value in short.items()}
-    body = b"".join(element(tag, values[tag]) for tag in sorted(values))
+    body = b""
+    for tag, value in sorted(values.items()):
+        body += element(tag, value.encode() if isinstance(value, str) else struct.pack("<H", value))
     return element(0, struct.pack("<I", len(body))) + body
+
+
+def store_command(uid, number=1, sop_class=SECONDARY_CAPTURE, field=1):
+    numbers = {0x100: field, 0x110: number, 0x700: 0, 0x800: 1}
+    return command_set({0x0002: sop_class, 0x1000: uid, **numbers})
 
 
 def pdv(content, control, context=1):

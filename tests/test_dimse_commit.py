@@ -1,13 +1,12 @@
 """Storage Commitment of a real server: reports on the same association and on a new one."""
 
 import os
-import struct
 import threading
 
 import clinic
 import pytest
 from dimse_archive import Archive, sample
-from dimse_client import DimseClient, pdv
+from dimse_client import DimseClient, command_set, pdv
 from hostile_files import SECONDARY_CAPTURE
 from kill_world import waited
 from live_server import free_port
@@ -162,15 +161,8 @@ def test_a_report_on_a_new_association(archive, port):
 
 def action():
     """The command set of an N-ACTION-RQ."""
-
-    def element(tag, value):
-        value += b"\0" * (len(value) % 2)
-        return struct.pack("<HHI", 0, tag, len(value)) + value
-
-    uids = element(3, StorageCommitmentPushModel.encode()), element(0x1001, WELL_KNOWN.encode())
-    values = (0x100, 0x130), (0x110, 5), (0x800, 1), (0x1008, 1)
-    field, number, dataset, kind = (element(tag, struct.pack("<H", value)) for tag, value in values)
-    return b"".join((uids[0], field, number, dataset, uids[1], kind))
+    uids = {0x0003: StorageCommitmentPushModel, 0x1001: WELL_KNOWN}
+    return command_set({**uids, 0x0100: 0x0130, 0x0110: 5, 0x0800: 1, 0x1008: 1})
 
 
 def test_no_promise_for_a_hidden_instance(archive):
