@@ -38,6 +38,7 @@ from streamsrv.dicom.instance import JsonDataset
 from streamsrv.dimse.dialing import Dialer
 from streamsrv.dimse.rooms import BackgroundTasks, DimseRooms
 from streamsrv.dimse.service import DimseService
+from streamsrv.dimse.services.commitment_log import CommitmentLog
 from streamsrv.errors import StreamsrvError
 from streamsrv.events import ChangeFeed, ChangeTail, TailSource
 from streamsrv.ingest import Ingest, store_batch
@@ -207,6 +208,7 @@ def dimse_of(
             batches=app.batches,
             buffers=app.buffers,
             audit=audit,
+            commitments=CommitmentLog(None if settings.read_only else Path(settings.data)),
             on_failure=app.on_failure,
         )
         return DimseService(settings, listeners, rooms, counts, certificate if settings.dimse_tls else None)

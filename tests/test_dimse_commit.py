@@ -1,6 +1,8 @@
 """Storage Commitment of a real server: reports on the same association and on a new one."""
 
+import contextlib
 import os
+import signal
 import threading
 
 import clinic
@@ -130,13 +132,47 @@ def test_failures_have_their_reasons(archive):
 def test_a_report_on_a_new_association(archive, port):
     """The modality leaves at once, and listens a moment later."""
     asked = request(*((SECONDARY_CAPTURE, key[2]) for key in STORED))
-    content = DicomBytesIO()
-    content.is_little_endian, content.is_implicit_VR = True, False
-    write_dataset(content, asked)
     client = DimseClient(archive.port, sop_class=StorageCommitmentPushModel)
-    client.socket.sendall(pdv(action(), 3) + pdv(content.getvalue(), 2))
+    client.socket.sendall(pdv(action(), 3) + pdv(encoded(asked), 2))
     assert client.response() == (5, 0)
     client.close()
+    with listening(port) as received:
+        waited(lambda: received, "the report")
+    (title, found) = received[0]
+    assert title == "STREAMSRV"
+    assert found.TransactionUID == asked.TransactionUID
+    assert facts(found) == ([key[2] for key in STORED], {})
+
+
+def test_a_report_after_kill_9(archive, port):
+    """The modality does not listen. The worker dies, and the next one reports."""
+    asked = request((SECONDARY_CAPTURE, STORED[0][2]), (SECONDARY_CAPTURE, "1.2.404"))
+    client = DimseClient(archive.port, sop_class=StorageCommitmentPushModel)
+    client.socket.sendall(pdv(action(), 3) + pdv(encoded(asked), 2))
+    assert client.response() == (5, 0)
+    client.close()
+    (worker,) = archive.worker_processes()
+    os.kill(worker, signal.SIGKILL)
+    folder = archive.server.data / "commitments"
+    waited(lambda: worker not in archive.worker_processes() and archive.worker_processes(), "a worker")
+    with listening(port) as received:
+        waited(lambda: received, "the report")
+        waited(lambda: not list(folder.iterdir()), "the end of the request")
+    (_, found) = received[0]
+    assert found.TransactionUID == asked.TransactionUID
+    assert facts(found) == ([STORED[0][2]], {"1.2.404": 0x0112})
+
+
+def encoded(dataset):
+    content = DicomBytesIO()
+    content.is_little_endian, content.is_implicit_VR = True, False
+    write_dataset(content, dataset)
+    return content.getvalue()
+
+
+@contextlib.contextmanager
+def listening(port):
+    """A modality that takes reports: AE titles of their senders, and datasets."""
     received = []
 
     def report(event):
@@ -150,13 +186,9 @@ def test_a_report_on_a_new_association(archive, port):
         ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, report)]
     )
     try:
-        waited(lambda: received, "the report")
+        yield received
     finally:
         server.shutdown()
-    (title, found) = received[0]
-    assert title == "STREAMSRV"
-    assert found.TransactionUID == asked.TransactionUID
-    assert facts(found) == ([key[2] for key in STORED], {})
 
 
 def action():

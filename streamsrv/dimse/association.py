@@ -325,10 +325,11 @@ class Association:
                 numbers=outcome.numbers,
             )
             await self._send(self._talk.message(context, said, outcome.dataset))
-            if isinstance(operation, CommitmentOperation):
-                operation.report()
         except OSError as error:
             log.info("association of %s: a response was not taken: %s", self._name, error.strerror or error)
+        finally:
+            if isinstance(operation, CommitmentOperation):
+                operation.report()
 
     def _counted(self, operation: Operation, outcome: OperationOutcome, began: float) -> None:
         seconds = time.monotonic() - began

@@ -15,6 +15,7 @@ from streamsrv.dimse.channel import Channel
 from streamsrv.dimse.dialing import Dialer
 from streamsrv.dimse.protocol.commands import DimseStatus
 from streamsrv.dimse.protocol.pdus import data_pdus
+from streamsrv.dimse.services.commitment_log import CommitmentLog
 from streamsrv.errors import (
     ContentTooLarge,
     IndexFailed,
@@ -72,7 +73,8 @@ class BackgroundTasks:
 @dataclass(frozen=True, slots=True)
 class DimseRooms:
     """`ingest` makes the transaction of a principal for a SOP Class and Instance UID. `searches` and
-    `retrieve` are those of a principal. `dialer` makes associations. `on_failure` is called if this process
+    `retrieve` are those of a principal. `dialer` makes associations. `commitments` are those
+    that are not reported yet. `on_failure` is called if this process
     cannot use the index any more."""
 
     ingest: Callable[[Principal, tuple[str, str]], Ingest]
@@ -84,6 +86,7 @@ class DimseRooms:
     batches: Batches
     buffers: Buffers
     audit: AuditRecorder | None
+    commitments: CommitmentLog
     on_failure: Callable[[IndexFailed], None]
 
     def failure(self, peer: DimsePeer, error: Exception, doing: str) -> OperationOutcome:

@@ -19,6 +19,8 @@ from streamsrv.dimse.connections import PlainConnection, TlsConnection
 from streamsrv.dimse.peers import DimsePeers
 from streamsrv.dimse.protocol.pdus import AssociateRequest
 from streamsrv.dimse.rooms import DimsePeer, DimseRooms
+from streamsrv.dimse.services.commitment_log import KeptCommitment
+from streamsrv.dimse.services.reporting import CommitmentReport
 from streamsrv.metrics import Gauge, RequestCounts, RequestKind, Way
 from streamsrv.settings import Settings
 from streamsrv.web.connection.certificates import ServerCertificate
@@ -71,6 +73,28 @@ class DimseService:
         for listener in self._listeners:
             listener.setblocking(False)
             self._accepting.append(self._loop.create_task(self._accept(listener)))
+        self._rooms.background.start(self._take_over())
+
+    async def _take_over(self) -> None:
+        """Reports the commitments of processes that have ended, to each peer one after the other."""
+        log_of_all = self._rooms.commitments
+        left = await self._loop.run_in_executor(self._rooms.threads, lambda: list(log_of_all.left()))
+        peers: dict[str, list[KeptCommitment]] = {}
+        for kept in left:
+            peers.setdefault(kept.request.title, []).append(kept)
+        for commitments in peers.values():
+            self._rooms.background.start(self._report(commitments))
+
+    async def _report(self, commitments: Sequence[KeptCommitment]) -> None:
+        for kept in commitments:
+            title, address, *_ = kept.request
+            principal = self._peers.principal(title, address)
+            if principal is None:
+                log.warning("a commitment is not reported: no entry of `dimse_peers` names %s", title)
+                await self._loop.run_in_executor(self._rooms.threads, kept.drop)
+                continue
+            peer = DimsePeer(principal, address)
+            await CommitmentReport(self._rooms, peer, kept, self._settings.aet.strip()).run()
 
     async def _accept(self, listener: socket.socket) -> None:
         while True:

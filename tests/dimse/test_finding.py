@@ -44,7 +44,9 @@ def found(searching, send):
     command = Command(0x20, 7, "1.2.840.10008.5.1.4.1.2.2.1", "", True)
 
     async def run(threads):
-        nothing = dict.fromkeys(("ingest", "retrieve", "dialer", "background", "batches", "buffers", "audit"))
+        nothing = dict.fromkeys(
+            ("ingest", "retrieve", "dialer", "background", "batches", "buffers", "audit", "commitments")
+        )
         rooms = DimseRooms(
             **nothing, searches=lambda principal: searching, threads=threads, on_failure=lambda error: None
         )
