@@ -26,7 +26,7 @@ retrieve/test_wado_uri.py
 test_access.py test_access_matrix.py test_audit.py test_client.py test_client_files.py test_corpus.py
 test_descriptors.py
 test_dimse.py test_dimse_commit.py test_dimse_find.py test_dimse_forwarding.py test_dimse_get.py
-test_dimse_move.py test_dimse_tls.py test_failed_logins.py
+test_dimse_move.py test_dimse_mutants.py test_dimse_tls.py test_failed_logins.py
 test_hostile_bodies.py test_hostile_clients.py test_hostile_heads.py test_hostile_instances.py
 test_hostile_metadata.py test_hostile_requests.py test_hostile_slow.py test_hostile_values.py
 test_issuer_sign_in.py test_logs.py test_many_items.py test_metadata_http.py test_metrics.py test_oidc.py

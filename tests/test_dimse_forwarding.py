@@ -11,7 +11,7 @@ from kill_world import verb, waited
 from live_server import free_port, start_server
 from orthanc_peer import Orthanc
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
-from tls_world import made
+from tls_world import authority, made
 
 FILES = {uid: file for uid, file in files().items() if uid.startswith((f"{STUDY}.", f"{OTHER}."))}
 
@@ -23,8 +23,17 @@ def pair(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory, pair):
-    flags = ("--hooks", "--study-quiet", "0.3", "--aet", "SENDER", "--dimse-ca", str(pair.certificate))
+def clients(tmp_path_factory):
+    """The authority of clients, and the certificate of the server as one of them."""
+    folder = tmp_path_factory.mktemp("clients")
+    of_clients = authority(folder)
+    return of_clients, made(folder, "client", subject="/CN=SENDER", signer=of_clients, key="rsa")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory, pair, clients):
+    flags = ["--hooks", "--study-quiet", "0.3", "--aet", "SENDER", "--dimse-ca", str(pair.certificate)]
+    flags += ["--dimse-certificate", str(clients[1].certificate), "--dimse-key", str(clients[1].key)]
     running = start_server(tmp_path_factory.mktemp("source"), *flags, workers=1)
     yield running
     running.end()
@@ -47,8 +56,9 @@ def received(folder):
     return {each.SOPInstanceUID: (each.file_meta.TransferSyntaxUID, each) for each in found}
 
 
-def test_studies_arrive_at_dicom_peers(source, pair, tmp_path):
-    """Peers that take every syntax, with TLS too, and implicit VR only; the last one is away at first."""
+def test_studies_arrive_at_dicom_peers(source, pair, clients, tmp_path):
+    """Peers that take every syntax, with TLS and certificates of clients too, and implicit VR only; the last
+    one is away at first."""
     ports = {title: free_port() for title in ("ALL", "TLS", "PLAIN", "ORTHANC")}
     for title, port in ports.items():
         scheme = "aets" if title == "TLS" else "aet"
@@ -71,7 +81,8 @@ def test_studies_arrive_at_dicom_peers(source, pair, tmp_path):
         ]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    shown = ("+tls", str(pair.key), str(pair.certificate), "--ignore-peer-cert")
+    shown = ("+tls", str(pair.key), str(pair.certificate), "--require-peer-cert")
+    shown += ("+cf", str(clients[0].certificate))
     running = [storescp("ALL", "+xa"), storescp("TLS", *shown, "+xa")]
     try:
         with Orthanc(tmp_path, 1, dicom=ports["ORTHANC"]) as orthanc:

@@ -129,3 +129,14 @@ def test_settings_that_do_not_fit(tmp_path):
     code, said = verb(*flags, "--dimse-ca", str(tmp_path / "none.pem"))
     assert code == 2
     assert "dimse_ca" in said
+    code, said = verb(*flags, "--dimse-key", str(tmp_path / "none.key"))
+    assert code == 2
+    assert "dimse_key has no effect" in said
+    code, said = verb(*flags, "--dimse-certificate", str(tmp_path / "none.pem"))
+    assert code == 2
+    assert "none.pem cannot be read" in said
+    (tmp_path / "wrong.pem").write_text("no certificate")
+    (tmp_path / "wrong.pem").chmod(0o600)
+    code, said = verb(*flags, "--dimse-certificate", str(tmp_path / "wrong.pem"))
+    assert code == 2
+    assert "dimse_certificate" in said

@@ -43,7 +43,7 @@ class Dialer:
     def __init__(
         self, settings: Settings, threads: Executor, certificate: ServerCertificate | None = None
     ) -> None:
-        """A destination with TLS is shown the certificate."""
+        """A destination with TLS is shown the certificate, unless there is `dimse_certificate`."""
         self._certificate = certificate
         self._settings = settings
         self._threads = threads
@@ -76,13 +76,23 @@ class Dialer:
         return association
 
     def _context(self) -> ssl.SSLContext:
-        """Of a client. Raises OSError."""
-        context = ssl.create_default_context(cafile=self._settings.dimse_ca or None)
-        context.minimum_version = VERSIONS[self._settings.tls_min_version]
-        context.set_ciphers(CIPHERS)
-        if self._certificate is not None:
-            context.load_cert_chain(f"/proc/self/fd/{self._certificate.pair}")
-        return context
+        return client_context(self._settings, self._certificate)
+
+
+def client_context(settings: Settings, certificate: ServerCertificate | None = None) -> ssl.SSLContext:
+    """That of this server as a client. It shows `dimse_certificate`, else that of the server. Raises OSError:
+    no password is asked for."""
+    context = ssl.create_default_context(cafile=settings.dimse_ca or None)
+    context.minimum_version = VERSIONS[settings.tls_min_version]
+    context.set_ciphers(CIPHERS)
+    chain, key = settings.dimse_certificate, settings.dimse_key
+    if not chain:
+        chain, key = settings.tls_certificate, settings.tls_key
+        if certificate is not None:
+            chain, key = f"/proc/self/fd/{certificate.pair}", ""
+    if chain:
+        context.load_cert_chain(chain, key or None, password="")
+    return context
 
 
 class OutgoingAssociation:

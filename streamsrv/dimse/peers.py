@@ -12,12 +12,14 @@ from typing import NamedTuple, TypeAlias
 
 from streamsrv.config import SettingsError
 from streamsrv.dimse.destinations import destination_of
+from streamsrv.dimse.dialing import client_context
 from streamsrv.errors import RuleError
 from streamsrv.query.rules import Rule, rule_of
 from streamsrv.settings import Settings
 from streamsrv.settings.dimse import not_an_ae_title
 from streamsrv.web.access.principal import CHANGING, NO_RIGHTS, Principal, Right
 from streamsrv.web.access.roles import parse_entry
+from streamsrv.web.connection.certificates import BadCertificate, check_mode
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 SETTING = "dimse_peers"
@@ -87,8 +89,24 @@ def check_dimse(settings: Settings) -> None:
         raise SettingsError("dimse_tls needs tls_certificate")
     if settings.dimse_ca and not os.access(settings.dimse_ca, os.R_OK):
         raise SettingsError(f"dimse_ca: {settings.dimse_ca} cannot be read")
+    if settings.dimse_key and not settings.dimse_certificate:
+        raise SettingsError("dimse_key has no effect without dimse_certificate")
+    if settings.dimse_certificate:
+        _check_certificate(settings)
     if settings.dimse_port and not settings.dimse_peers and not settings.dimse_any_peer:
         raise SettingsError(
             'dimse_port needs dimse_peers, as "CT1@10.0.7.3 -> store". To let every peer store, set '
             "dimse_any_peer"
         )
+
+
+def _check_certificate(settings: Settings) -> None:
+    """Raises SettingsError."""
+    try:
+        check_mode("dimse_key", settings.dimse_key or settings.dimse_certificate)
+        client_context(settings)
+    except BadCertificate as error:
+        raise SettingsError(error.detail) from None
+    except OSError as error:
+        reason = getattr(error, "reason", None) or error.strerror or str(error)
+        raise SettingsError(f"dimse_certificate: {settings.dimse_certificate}: {reason}") from None

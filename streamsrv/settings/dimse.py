@@ -65,6 +65,17 @@ class DimseSettings(AccessSettings):
         "file",
         "Authorities in PEM of the destinations with TLS. Empty: those of the system.",
     )
+    dimse_certificate: str = _dimse(
+        "",
+        "file",
+        "The certificate in PEM, with its chain, that destinations with TLS and peers of forwarding "
+        "(`aets://`) are shown. Empty: `tls_certificate`.",
+    )
+    dimse_key: str = _dimse(
+        "",
+        "file",
+        "The private key of `dimse_certificate`, in PEM and without a password. Empty: it is in that file.",
+    )
     dimse_any_peer: bool = _dimse(
         False,
         "yes or no",

@@ -165,7 +165,7 @@ def _pair(settings: Settings) -> bytes:
     name = "tls_key" if settings.tls_key else "tls_certificate"
     place = settings.tls_key or settings.tls_certificate
     chain, key = _read("tls_certificate", settings.tls_certificate, CERTIFICATE), _read(name, place, KEY)
-    _check_mode(name, place)
+    check_mode(name, place)
     return chain if place == settings.tls_certificate else chain + b"\n" + key
 
 
@@ -186,7 +186,7 @@ def _read(name: str, path: str, needed: bytes) -> bytes:
     return content
 
 
-def _check_mode(name: str, path: str) -> None:
+def check_mode(name: str, path: str) -> None:
     """Raises BadCertificate if users beside the owner and the group can read the key, or others than the
     owner can write it."""
     try:
