@@ -1,8 +1,10 @@
 """Cached frames of a store on other machines, over real sockets: the same bytes as in any way. If the version
 of the index is at hand, they need no thread; else it is asked after the request, in threads."""
 
+import os
 import threading
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from object_world import reading_objects, upload
@@ -35,7 +37,9 @@ from streamsrv.errors import BucketUnreachable, IndexUnreachable
 from streamsrv.metrics import Way
 from streamsrv.retrieve.cached_frames import read_frames
 from streamsrv.store.objects.bucket import Bucket
-from streamsrv.web.fastpath import asking
+from streamsrv.store.ordered_map import COMMIT_BITS
+from streamsrv.web.fastpath import asking, segments
+from streamsrv.wire.answers import Span
 
 KNOWN = Way.KNOWN_HEADERS
 
@@ -277,3 +281,89 @@ def test_a_client_that_leaves_while_its_frame_is_read(cached, world, monkeypatch
     gate.set()
     eventually(lambda: not worker.app._active)
     assert connection.frame(get(SMALL, 3)) == TILES[2]
+
+
+class PartFiles:
+    """A lease whose segments are files of `part` bytes. `held` are the parts that are held now."""
+
+    part = 10
+
+    def __init__(self, folder, content):
+        self.fetcher, self.held, self.content = self, Counter(), content
+        self._files = []
+        for at in range(0, len(content), self.part):
+            path = folder / str(at)
+            path.write_bytes(content[at : at + self.part])
+            self._files.append(path.open("rb"))
+        self.gone = set()
+
+    def at_hand(self, place):
+        number = place.offset // self.part
+        assert place.offset % self.part + place.length <= self.part
+        if number in self.gone:
+            return None
+        self.held[number] += 1
+        return lambda: self.held.subtract([number])
+
+    def file_at(self, _, offset):
+        assert self.held[offset // self.part]
+        return self._files[offset // self.part].fileno(), offset % self.part
+
+    def release(self):
+        self.held.subtract(["released"])
+
+    def close(self):
+        for file in self._files:
+            file.close()
+
+
+def test_frames_in_several_parts_are_read_while_they_are_held(tmp_path, world, monkeypatch):
+    lease, frames = PartFiles(tmp_path, content := os.urandom(95)), SimpleNamespace(remote=True)
+    monkeypatch.setattr(segments, "MOST_HELD", 3)
+
+    def read():
+        opened = segments.OpenSegments(4, 3600, 64)
+        assert opened.read(frames, Span(1, 0, 5)) is None  # nobody has opened it
+        opened.keep(1, lease, 0)
+        for offset, length in [(0, 5), (0, 6), (8, 4), (5, 30), (90, 5), (10, 10), (8, 4), (61, 34), (0, 5)]:
+            for _ in range(2):
+                assert opened.read(frames, Span(1, offset, length)) == content[offset : offset + length]
+            assert set(lease.held.values()) <= {0, 1}
+        lease.gone = {2}
+        opened.keep(1, lease, 1 << COMMIT_BITS)
+        assert opened.read(frames, Span(1, 15, 10)) is None
+        assert opened.read(frames, Span(1, 8, 4)) == content[8:12]
+        opened.close()
+
+    failed = []
+
+    def guarded():
+        try:
+            read()
+        except BaseException as error:
+            failed.append(error)
+
+    world.call(guarded)
+    assert failed == []
+    lease.close()
+    assert +lease.held == Counter()
+    assert lease.held["released"] == -2
+
+
+def test_the_lease_of_another_server_is_replaced(world):
+    released = []
+
+    def lease(name):
+        return SimpleNamespace(name=name, release=lambda: released.append(name), fetcher=None)
+
+    def keep():
+        opened = segments.OpenSegments(4, 3600, 64)
+        server = 1 << COMMIT_BITS
+        kept = [opened.keep(1, lease(name), version).lease.name for name, version in (("a", 1), ("b", 2))]
+        assert (kept, released) == (["a", "a"], ["b"])
+        assert opened.keep(1, lease("c"), server).lease.name == "c"
+        assert released == ["b", "a"]
+        opened.close()
+
+    world.call(keep)
+    assert released == ["b", "a", "c"]

@@ -12,7 +12,6 @@ Rules of this file: a transaction sees one version. A writer is alone, in all pr
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -62,17 +61,10 @@ class Announcement(Protocol):
         """Called in each transaction that removes. Raises AnnouncementLost: announce it once more."""
 
 
-class LocalMap(ABC):
+class LocalMap:
     """The part of a map whose readers see each commit at once."""
 
     remote = False
-
-    @abstractmethod
-    def version(self) -> int:
-        """As `OrderedMap.version`."""
-
-    def version_at_hand(self) -> int | None:
-        return self.version()
 
     def removing(self) -> AbstractContextManager[Announcement | None]:
         return nullcontext()

@@ -49,6 +49,7 @@ FILE_FORMAT = "LMDB {}.{}".format(*lmdb.version())
 
 FIRST_RUN, RUN = 4, 64  # rows read at once: at most so many too many
 MAP_SIZE = 1 << 40  # sparse: address space, not disk
+PAIRS_A_BATCH = 2000
 STARTING = 2.0  # seconds that another process may take to create its lock file
 MAX_READERS = 1024  # one for each thread that reads, of all processes; LMDB's default is 126
 LOCKS_SIZE = 64 * (MAX_READERS + 64)  # a slot of LMDB's lock file has 64 bytes; behind a header of some 200
@@ -348,6 +349,8 @@ class Environment(LocalMap):
         transaction.abort()
         return number
 
+    version_at_hand = version
+
     def unseen(self) -> int:
         """The number of a commit that is in the file but not visible to readers, or 0. LMDB makes a commit
         durable before readers see it. If the writer dies in between, they see it when the next one begins."""
@@ -394,9 +397,6 @@ def birth() -> dict[str, str]:
         "next_segment": "1",
         "first_change": "1",
     }
-
-
-PAIRS_A_BATCH = 2000
 
 
 def dump(environment: OrderedMap, name: str, first: bytes = b"") -> Iterator[Pair]:

@@ -28,10 +28,12 @@ MOST_PLACES = 16_384
 
 
 class FoundSpan(NamedTuple):
-    """The parts of a span, one after the other."""
+    """A span in a file. `rest` is in other files, one after the other, if its bytes are in several."""
 
-    length: int
-    ranges: Sequence[FileRange]
+    whole: int  # bytes
+    fd: int
+    offset: int
+    rest: Sequence[FileRange]
 
 
 class OpenSegment:
@@ -47,17 +49,15 @@ class OpenSegment:
         self.held: dict[int, Release] = {}
 
     def find(self, span: Span) -> FoundSpan | None:
-        """The place of a span, if its bytes are on this machine."""
-        place = self.places.get(span.offset)
-        if place is not None and place.length == span.length:
-            return place
+        """None if its bytes are not on this machine."""
         ranges = self._ranges(span)
-        if ranges is None:
+        if not ranges:
             return None
         if len(self.places) >= MOST_PLACES:
             self.places.clear()
-        place = self.places[span.offset] = FoundSpan(span.length, ranges)
-        return place
+        (fd, offset, _), rest = ranges[0], ranges[1:]
+        found = self.places[span.offset] = FoundSpan(span.length, fd, offset, rest)
+        return found
 
     def _ranges(self, span: Span) -> Sequence[FileRange] | None:
         fetcher = self.lease.fetcher
@@ -103,23 +103,24 @@ class OpenSegments:
 
     def read(self, frames: CachedInstance, span: Span) -> memoryview | None:
         """The bytes of a small frame, if they are in memory. They are valid until the next call."""
-        opened = self._open.get(span.segment)
+        opened = self._open.get(span.segment) or self._opened(frames, span.segment)
         if opened is None:
-            lease = None if frames.remote else frames.lease(span.segment)
-            if lease is None:
-                return None
-            opened = self.keep(span.segment, lease, 0)
-        place = opened.find(span)
-        if place is None:
             return None
-        self._idle.discard(span.segment)
-        view, at = self._buffer[: span.length], 0
-        for fd, offset, length in place.ranges:
-            part = view if length == span.length else view[at : at + length]
-            if not read_warm(fd, part, offset):
+        found = opened.places.get(span.offset)
+        if found is None or found[0] != span.length:
+            found = opened.find(span)
+            if found is None:
                 return None
-            at += length
-        return view
+        self._idle.discard(span.segment)
+        view = self._buffer[: span.length]
+        _, fd, offset, rest = found
+        if rest:
+            return view if _read_all(found, view) else None
+        return view if read_warm(fd, view, offset) else None
+
+    def _opened(self, frames: CachedInstance, segment: int) -> OpenSegment | None:
+        lease = None if frames.remote else frames.lease(segment)
+        return None if lease is None else self.keep(segment, lease, 0)
 
     def hold(self, frames: CachedInstance, span: Span) -> tuple[SegmentLease, Release] | None:
         """For a longer frame, which may be read until the function is called. None if it is not here."""
@@ -167,3 +168,14 @@ class OpenSegments:
             self._timer.cancel()
         while self._open:
             self._release(next(iter(self._open)))
+
+
+def _read_all(found: FoundSpan, view: memoryview) -> bool:
+    at = found.whole - sum(each.length for each in found.rest)
+    if not read_warm(found.fd, view[:at], found.offset):
+        return False
+    for fd, offset, length in found.rest:
+        if not read_warm(fd, view[at : at + length], offset):
+            return False
+        at += length
+    return True
