@@ -13,7 +13,6 @@ from live_server import environment, executable
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import dcmwrite
 
-from streamsrv import config
 from streamsrv.cli import main
 from streamsrv.web.access.grants import grants_of
 
@@ -48,8 +47,7 @@ def within(*words, code=0):
 
 def grants_for(data):
     """Those of the server with this folder."""
-    named = store_kinds.variables_of(data) | {"STREAMSRV_DATA": str(data)}
-    return grants_of(config.load(environment=named))
+    return grants_of(store_kinds.settings_for(data))
 
 
 def basic(user, key):

@@ -12,6 +12,8 @@ import shutil
 from pathlib import Path
 from unittest.mock import patch
 
+from streamsrv import config
+
 TESTS = Path(__file__).parent
 GIVEN = "TESTS_OF_A_CLUSTER"  # the database and the endpoint, as JSON; also for processes of tests
 
@@ -95,6 +97,11 @@ def is_cluster():
 
 def schema_of(data):
     return "of_" + hashlib.blake2b(str(Path(data).resolve()).encode(), digest_size=8).hexdigest()
+
+
+def settings_for(data):
+    """The settings of a server with this folder, as far as they name its store."""
+    return config.load(environment=variables_of(data) | {"STREAMSRV_DATA": str(data)})
 
 
 def naming(data):

@@ -90,6 +90,7 @@ def session_file(site):
     return files[-1]
 
 
+@pytest.mark.embedded("it reads the file of a session")
 def test_the_issuer_signs_a_user_in(site, browser):
     assert browser.facts()["signIn"]["oidc"] is True
     asked = begin(browser, "#/studies/1.2")

@@ -8,6 +8,7 @@ import subprocess
 import time
 
 import pytest
+import store_kinds
 from kill_world import children, verb, waited
 from live_server import ROOT, executable, free_port, start_server
 from prometheus_client.parser import text_string_to_metric_families
@@ -16,7 +17,7 @@ from small_client import WHOLE, Client, file_of, key_of, path_of
 from streamsrv import errors
 from streamsrv.companions.exposition import STORE_DOWN, ServerCollector, StoreReader
 from streamsrv.companions.families import DEFINITIONS
-from streamsrv.events.hooks import hooks_in
+from streamsrv.events.hooks import hooks_of
 from streamsrv.metrics import (
     STATUSES,
     Gauge,
@@ -141,7 +142,7 @@ def test_a_hook_that_cannot_deliver_is_seen(monitored):
     data = ("--data", str(monitored.server.data))
     url = f"http://127.0.0.1:{free_port()}"
     assert verb("hook", "add", url, "--name", "a", "--events", "create", "--allow-local", *data)[0] == 0
-    hooks = hooks_in(monitored.server.data)
+    hooks = hooks_of(store_kinds.settings_for(monitored.server.data))
     waited(lambda: hooks.state("a").last_id, "the begin of the hook")
     for number in range(3):
         monitored.client.store([file_of(key_of(6, 1, number), 1, 200)])

@@ -17,7 +17,7 @@ from live_server import READY_WITHIN, free_port
 from PIL import Image
 
 from streamsrv.cli import main
-from streamsrv.events.hooks import hooks_in
+from streamsrv.events.hooks import hooks_of
 
 AS_STORED = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
@@ -170,15 +170,20 @@ def test_studies_are_forwarded_to_orthanc_with_its_login(locked, server_factory,
     login = ("--user", "Anna", "--password-file", str(password))
     words = ("--name", "pacs", "--allow-local", "--query", "Modality=CT", "--data", str(source.data))
     assert main(["hook", "forward", f"{locked.origin}/dicom-web", *words, *login]) == 0
-    waited(lambda: hooks_in(source.data).state("pacs").last_id, "the begin of the hook")
+    waited(
+        lambda: hooks_of(store_kinds.settings_for(source.data)).state("pacs").last_id, "the begin of the hook"
+    )
     files = [world.file_of(world.ct(number)) for number in (1, 2, 3)]
     world.store(f"{source.url}/studies", files[:2])
-    waited(lambda: hooks_in(source.data).state("pacs").delivered == 1, "the first part of the study")
+    waited(
+        lambda: hooks_of(store_kinds.settings_for(source.data)).state("pacs").delivered == 1,
+        "the first part of the study",
+    )
     (tmp_path / "3.dcm").write_bytes(files[2])  # the peer has it before
     assert main(["store", str(tmp_path / "3.dcm"), "--url", f"{locked.origin}/dicom-web", *login]) == 0
     world.store(f"{source.url}/studies", [files[2], *map(world.file_of, (world.palette(), world.letter()))])
-    waited(lambda: hooks_in(source.data).state("pacs").delivered == 2, "the rest")
-    state = hooks_in(source.data).state("pacs")
+    waited(lambda: hooks_of(store_kinds.settings_for(source.data)).state("pacs").delivered == 2, "the rest")
+    state = hooks_of(store_kinds.settings_for(source.data)).state("pacs")
     assert (state.dead, state.error) == (0, "")
     headers = {"Authorization": "Basic QW5uYTpwYXNzIHdvcmQ="}
     url = f"{locked.origin}/instances"

@@ -11,6 +11,7 @@ import tracemalloc
 from contextlib import contextmanager, suppress
 
 import pytest
+import store_kinds
 from events_world import World
 from fake_service import item, response, running, uids_of
 from kill_world import children, verb, waited
@@ -21,7 +22,7 @@ from streamsrv.companions import forwarding
 from streamsrv.companions.delivery import NotDelivered
 from streamsrv.companions.forwarding import REFUSALS, DicomwebPeer, Forwarder
 from streamsrv.errors import InstanceDamaged, SegmentGone
-from streamsrv.events.hooks import Hook, hooks_in
+from streamsrv.events.hooks import Hook, hooks_of
 from streamsrv.events.tail import SETTLED
 from streamsrv.query.rules import rule_of
 from streamsrv.store import InstanceKey
@@ -311,7 +312,9 @@ def test_each_study_arrives_at_another_server(server_factory, tmp_path):
     words = ("--name", "pacs", "--allow-local", "--data", str(source.data))
     words += ("--query", "Modality=CT", "--token-file", str(token))
     assert verb("hook", "forward", url, *words)[0] == code == 0
-    waited(lambda: hooks_in(source.data).state("pacs").last_id, "the begin of the hook")
+    waited(
+        lambda: hooks_of(store_kinds.settings_for(source.data)).state("pacs").last_id, "the begin of the hook"
+    )
     keys = [key_of(study, 1, number) for study in range(1, 5) for number in range(1, 16)]
     client = Client(source.origin)
     for study in range(4):

@@ -13,6 +13,7 @@ import threading
 import time
 
 import pytest
+import store_kinds
 from events_world import World
 from kill_world import children, verb, waited
 from small_client import Client, file_of, key_of
@@ -22,7 +23,7 @@ from streamsrv.companions import hook_sender
 from streamsrv.companions.delivery import NotDelivered, Webhook, is_allowed
 from streamsrv.companions.hook_sender import HookSender, HookThreads
 from streamsrv.events import EventPosition, ToldEvent
-from streamsrv.events.hooks import Hook, HookState, hooks_in, new_secret, signature
+from streamsrv.events.hooks import Hook, HookState, hooks_in, hooks_of, new_secret, signature
 from streamsrv.settings import Settings
 from streamsrv.store import FolderLease, LeaseLost
 
@@ -53,7 +54,9 @@ def test_each_event_arrives_in_order(server_factory, receiver):
     code, said = verb("hook", "add", f"{receiver.url}/in?a=1", "--name", "ris", "--allow-local", *data)
     secret = said.splitlines()[0]
     assert (code, secret[:6]) == (0, "whsec_")
-    waited(lambda: hooks_in(server.data).state("ris").last_id, "the begin of the hook")
+    waited(
+        lambda: hooks_of(store_kinds.settings_for(server.data)).state("ris").last_id, "the begin of the hook"
+    )
     client = Client(server.origin)
     for number in range(1, 13):
         keys = [key_of(number % 3, 1, 2 * number + each) for each in range(2)]

@@ -10,12 +10,13 @@ import threading
 import time
 from contextlib import suppress
 
+import store_kinds
 from change_readers import Follow, Poll, told_once
 from kill_world import PATIENCE, children, has_the_index_open, verb, waited
 from small_client import LOST, Client, NotSent, file_of, key_of
 from webhook_receiver import Receiver
 
-from streamsrv.events.hooks import hooks_in
+from streamsrv.events.hooks import hooks_of
 
 SOAK = int(os.environ.get("SOAK", "0"))
 WRITERS = 8
@@ -46,7 +47,10 @@ class Webhook:
         self.receiver.status = lambda number: 500 if chance.random() < 0.3 else 200
         data = ("--data", str(server.data))
         assert verb("hook", "add", self.receiver.url, "--name", "a", "--allow-local", *data)[0] == 0
-        waited(lambda: hooks_in(server.data).state("a").last_id, "the begin of the hook")
+        waited(
+            lambda: hooks_of(store_kinds.settings_for(server.data)).state("a").last_id,
+            "the begin of the hook",
+        )
 
     def changes(self, last):
         """All changes up to the last one, as they came."""
