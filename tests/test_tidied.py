@@ -18,7 +18,7 @@ from streamsrv.cli import LOCKED
 @pytest.fixture
 def server(tmp_path):
     server = start_server(tmp_path, workers=2)
-    waited(lambda: len(ready_workers(server)) == 2, "two workers")
+    waited(lambda: " serves " in server.log.read_text(), "two workers that have opened the store")
     yield server
     server.end()
 
