@@ -212,6 +212,12 @@ class Worker:
         """In the loop, with the streams of the connections that wait for a request."""
         self.world.call(lambda: work([key.stream for key in self.app.watch._heads]))
 
+    def has_read(self, count):
+        """Whether so many bytes of a head have arrived at one of its streams."""
+        found = []
+        self.call(lambda streams: found.extend(each._read_buffer_size for each in streams))
+        return count in found
+
     def warm(self, connection, *requests):
         """Until each is answered in the fastest way."""
         before = self.answered.copy()
@@ -624,7 +630,7 @@ def test_a_request_in_pieces_is_tornados(cached):
     request, before = get(SMALL, 1), worker.answered.copy()
     for at in (1, 20, len(request) - 3, len(request) - 1):
         connection.send(request[:at])
-        time.sleep(0.01)
+        eventually(lambda at=at: worker.has_read(at))
         connection.send(request[at:])
         assert connection.next_frame() == TILES[0]
     assert worker.took(before, 4) == {PLAIN: 4}
