@@ -2,6 +2,7 @@
 
 import gc
 import os
+import warnings
 
 import pytest
 import store_kinds
@@ -45,6 +46,12 @@ def kind_of_store(request):
     if request.config.getoption("store") == "cluster":
         started = [request.getfixturevalue(name) for name in ("database_server", "object_store")]
         store_kinds.give(*started)
+        yield
+        with warnings.catch_warnings():  # as above
+            warnings.simplefilter("ignore")
+            gc.collect()
+    else:
+        yield
 
 
 def pytest_collection_finish(session):

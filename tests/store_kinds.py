@@ -34,7 +34,6 @@ test_hostile_metadata.py test_hostile_requests.py test_hostile_slow.py test_host
 test_issuer_sign_in.py test_logs.py test_many_items.py test_metadata_http.py test_metrics.py test_oidc.py
 test_operations.py test_peers.py test_pixel_fairness.py test_preconditions.py test_rules_model.py
 test_sessions.py test_supervisor.py test_tls.py test_tutorial.py
-tools/test_deidentified.py tools/test_export.py tools/test_import.py tools/test_pull.py
 """
 ON_BOTH = frozenset(_LISTED.split())
 EMBEDDED = {
@@ -57,6 +56,10 @@ EMBEDDED = {
     "test_upgrades.py": "opens a folder of an earlier version",
     "test_wrong_files.py": "exchanges the files of a store",
     "tools/test_backup_verbs.py": "copies the segments",
+    "tools/test_deidentified.py": "exports from the folder of a store",
+    "tools/test_export.py": "exports from the folder of a store",
+    "tools/test_import.py": "imports into the folder of a store",
+    "tools/test_pull.py": "pulls into the folder of a store",
     "tools/test_move_verb.py": "names the stores between which it moves",
 }
 

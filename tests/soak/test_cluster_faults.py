@@ -191,11 +191,13 @@ class Site:
         return len(told)
 
     def must_be_swept(self):
-        """The bucket has the objects that the database names, and no others."""
+        """The bucket has the objects that the database names, and no others. A node that woke up may have
+        completed an object that was removed, so it is removed again a day later: now."""
         sql = self.databases.sql
-        sql("UPDATE objects SET until = now() WHERE state IN ('intent', 'condemned')")
-        named = "SELECT count(*) FROM objects WHERE state NOT IN ('complete', 'swept')"
-        waited(lambda: sql(named) == "0", "the sweepers", PATIENCE)
+        for states in ("'intent', 'condemned', 'removing'", "'swept'"):
+            sql(f"UPDATE objects SET until = now() WHERE state IN ({states})")
+            named = f"SELECT count(*) FROM objects WHERE state IN ({states})"
+            waited(lambda named=named: sql(named) == "0", "the sweepers", PATIENCE)
         complete = {f"soak/{key}" for key in sql("SELECT key FROM objects WHERE state = 'complete'").split()}
         assert {
             each["path"] for page in listed(self.seaweed.store, "soak/segments/") for each in page
