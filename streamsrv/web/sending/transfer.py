@@ -248,16 +248,32 @@ class Transfer:
             texts.append(self._ahead.payload)
             length += self._ahead.length
             self._ahead = None
+        if isinstance(self._ahead, Span) and not self._chunked:
+            lead, self._ahead = self._led(self._ahead)
+            texts.append(lead)
         text = b"".join(texts) if len(texts) > 1 else piece.payload
         if text:
             self._set_text(self._framed(text), more=isinstance(self._ahead, Span))
 
-    def _begin_span(self, segment: int, offset: int, length: int) -> None:
+    def _led(self, span: Span) -> tuple[bytes, Span | None]:
+        """The bytes of a span up to the first whole page, if they are in memory, and the rest, if there is
+        one."""
+        if not span.length:
+            return b"", None
+        source, offset = self._file_at(span.segment, span.offset)
+        lead = to_page(source, offset, span.length)
+        left = span.length - len(lead)
+        return lead, Span(span.segment, span.offset + len(lead), left) if left else None
+
+    def _file_at(self, segment: int, offset: int) -> tuple[int, int]:
         if self._answer.file_at is None:
             raise StoreCorrupt("an answer with spans has no function that opens segments")
+        return self._answer.file_at(segment, offset)
+
+    def _begin_span(self, segment: int, offset: int, length: int) -> None:
         if not length:
             return
-        (self._source, self._offset), self._left = self._answer.file_at(segment, offset), length
+        (self._source, self._offset), self._left = self._file_at(segment, offset), length
         if self._chunked:
             self._suffix = b"\r\n"
             self._set_text(b"%x\r\n" % length)
