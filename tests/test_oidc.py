@@ -72,7 +72,7 @@ def site(tmp_path_factory):
         instance.InstitutionName = "Clinic"
         file = tmp_path_factory.mktemp("file") / "instance.dcm"
         pydicom.dcmwrite(file, instance, enforce_file_format=True)
-        issuer.fault = lambda handler: gate.wait(10) and issuer.answer_well(handler, b"")
+        issuer.fault = lambda handler: gate.wait(60) and issuer.answer_well(handler, b"")
         server = started(tmp_path_factory.mktemp("oidc"), issuer)
         site = OidcSite(server, issuer)
         sender = issuer.token(roles=["sender"])
@@ -85,6 +85,10 @@ def site(tmp_path_factory):
             answers.append(site.status(reader(site), path="/v2/series?PatientID=none"))
 
         try:
+            deadline = time.monotonic() + 60
+            while not issuer.requests:  # the process that asks it has started
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
             waiting = [threading.Thread(target=each) for each in (store, search)]
             for thread in waiting:
                 thread.start()
