@@ -100,6 +100,7 @@ def run_shell(text, folder, **variables):
     subprocess.run(["sh", "-c", script], cwd=folder, check=True, env=os.environ | environment() | variables)
 
 
+@pytest.mark.embedded("the page rescues the segments of a folder")
 def test_the_commands_of_get_data_out_run(clinic_server, tmp_path):
     """All of its `sh` blocks, one after the other in one shell."""
     page = ROOT / "docs" / "howto" / "get-data-out.md"
@@ -133,7 +134,7 @@ def test_the_commands_of_share_a_study_run(clinic_server, tmp_path, capfd):
     blocks = [block.text for block in blocks_of_shell(page) if block.text.startswith("streamsrv share")]
     assert len(blocks) == 2
     words = {"--data data": f"--data '{clinic_server.data}'", "1.2.840.113619.2.1": world.CT_STUDY}
-    run_shell(real("".join(blocks), words), tmp_path)
+    run_shell(real("".join(blocks), words), tmp_path, **store_kinds.variables_of(clinic_server.data))
     link, listed, ended = capfd.readouterr().out.splitlines()
     assert link.startswith("https://pacs.example/")
     assert world.CT_STUDY in listed

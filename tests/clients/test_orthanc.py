@@ -191,6 +191,7 @@ def test_studies_are_forwarded_to_orthanc_with_its_login(locked, server_factory,
     assert {world.ask(f"{url}/{each}/file", **headers).body for each in found} == set(files)
 
 
+@pytest.mark.embedded("it imports into the folder of a store")
 @pytest.mark.parametrize("compressed", [False, True])
 def test_the_storage_folder_of_orthanc_is_imported(server, tmp_path, capsys, compressed):
     if shutil.which("Orthanc") is None or not PLUGIN.exists():

@@ -1,6 +1,7 @@
 """What a cluster stands on, each on a machine of its own: PostgreSQL under Patroni with etcd, SeaweedFS,
 HAProxy and nodes."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,12 +15,14 @@ from kill_world import waited
 from live_server import ROOT, environment, executable
 from namespaces import NOBODY, SUBNET
 from obstore import put
+from obstore.exceptions import BaseError
 from seaweed import ADMIN, BUCKET, identities, program, store_of, variables
 
 PATRONI, ETCD = "patroni", "etcd"
 DATABASE_PORT, PATRONI_PORT, ETCD_PORT, GATEWAY_PORT, NODE_PORT = 5432, 8008, 2379, 8333, 8943
 # The primary is given up this many seconds after its last word. Patroni allows no less.
 TTL, LOOP_WAIT, RETRY_TIMEOUT = 20, 5, 5
+START = 300  # seconds: three masters have to elect one, on a machine that may be busy
 
 
 def answer(url, timeout=2):
@@ -114,7 +117,7 @@ class Databases:
 
     def __init__(self, machines, folder, etcd_address):
         self.both = [Database(each, folder / each.name, etcd_address) for each in machines]
-        waited(self.are_two, "primary and standby", 120)
+        waited(self.are_two, "primary and standby", START)
         hosts = ",".join(each.address for each in machines)
         self.url = f"postgresql://streamsrv@{hosts}/postgres?target_session_attrs=read-write"
 
@@ -150,14 +153,14 @@ class Seaweed:
             )
             flags = [f"-ip={each.address}", "-ip.bind=0.0.0.0", f"-dir={place / 'data'}", "-filer"]
             flags += [f"-master.peers={peers}", "-master.defaultReplication=001", "-master.telemetry=false"]
-            flags += ["-volume.max=100", "-master.volumeSizeLimitMB=64"]
+            flags += ["-volume.max=100", "-master.volumeSizeLimitMB=64", "-master.raftHashicorp"]
             self._start(each, "server", flags)
         self.gateways = {}
         for each in machines:
-            waited(lambda each=each: answer(f"http://{each.address}:8888/")[0], "a filer", 60)
+            waited(lambda each=each: answer(f"http://{each.address}:8888/")[0], "a filer", START)
             self.start_gateway(each)
         for each in machines:
-            waited(lambda each=each: answer(gateway(each))[0], "a gateway", 60)
+            waited(lambda each=each: answer(gateway(each))[0], "a gateway", START)
         self.endpoint = f"http://{balancer.address}:{GATEWAY_PORT}"
 
     def _start(self, machine, verb, flags):
@@ -172,8 +175,15 @@ class Seaweed:
         self.gateways[machine.name] = self._start(machine, "s3", flags)
 
     def make_bucket(self):
+        """With all that it takes to keep an object twice."""
         self.store = store_of(self.endpoint, ADMIN, BUCKET)
-        put(self.store, "made", b"")
+        waited(self._takes_objects, "the bucket", START)
+
+    def _takes_objects(self):
+        with contextlib.suppress(BaseError, OSError):
+            put(self.store, "made", bytes(100_000))
+            return True
+        return False
 
 
 def gateway(machine):
