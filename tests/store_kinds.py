@@ -27,7 +27,7 @@ retrieve/test_archives.py retrieve/test_pixels_http.py retrieve/test_prefetch_ht
 retrieve/test_wado_uri.py
 test_access.py test_access_matrix.py test_audit.py test_client.py test_client_files.py test_corpus.py
 test_descriptors.py
-test_dimse.py test_dimse_commit.py test_dimse_find.py test_dimse_forwarding.py test_dimse_get.py
+test_dimse.py test_dimse_find.py test_dimse_forwarding.py test_dimse_get.py
 test_dimse_move.py test_dimse_mutants.py test_dimse_tls.py test_failed_logins.py
 test_hostile_bodies.py test_hostile_clients.py test_hostile_heads.py test_hostile_instances.py
 test_hostile_metadata.py test_hostile_requests.py test_hostile_slow.py test_hostile_values.py
@@ -42,6 +42,7 @@ EMBEDDED = {
     "test_cli.py": "copies and spoils the folder of a store",
     "test_clock_steps.py": "makes the index again; leases of nodes are times of the database",
     "test_database_index.py": "names its own database",
+    "test_dimse_commit.py": "changes bytes of segment files",
     "test_disk_full.py": "fills the disk of the segments",
     "test_failing_disk.py": "lets calls on the segments fail",
     "test_failing_verbs.py": "lets calls on the segments fail",

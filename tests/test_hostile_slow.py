@@ -119,6 +119,7 @@ def patient(tmp_path_factory):
     world.end()
 
 
+@pytest.mark.embedded("it looks into the file of the index")
 def test_stalled_transfers_stop_nobody(patient, record_property):
     study = large_study(patient)
     upload = head("POST /v2/studies", RELATED, "Content-Length: 10000000") + part(instance()) + marked(50_000)
@@ -312,6 +313,7 @@ def test_many_connections_that_say_nothing(impatient):
     impatient.unharmed()
 
 
+@pytest.mark.embedded("it looks into the file of the index")
 def test_a_client_that_leaves_in_the_middle(impatient):
     """Of its upload, of its download: by a close and by a reset."""
     study = large_study(impatient)

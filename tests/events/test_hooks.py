@@ -92,6 +92,7 @@ def state_of(data):
     return row
 
 
+@pytest.mark.embedded("it has a folder without a server")
 def test_events_that_are_refused_are_dead_letters(tmp_path, receiver):
     world, waits = World(tmp_path / "store"), []
     hooks = hooks_in(tmp_path / "store")
@@ -147,6 +148,7 @@ def test_events_that_are_refused_are_dead_letters(tmp_path, receiver):
     world.store.close()
 
 
+@pytest.mark.embedded("it has a folder without a server")
 def test_a_hook_tells_what_its_rule_shows(tmp_path, receiver):
     world = World(tmp_path / "s")
     world.put(key_of(2, 1, 1))
@@ -261,6 +263,7 @@ def test_wrong_hooks(tmp_path, words):
     assert not (tmp_path / "hooks").exists()
 
 
+@pytest.mark.embedded("it has a folder without a server")
 def test_names_are_given_once(tmp_path):
     World(tmp_path / "s").store.close()
     words = ("hook", "add", "https://ris.example/in", "--name", "a", "--data", str(tmp_path / "s"))
