@@ -75,7 +75,8 @@ SERVICES := $(wildcard $(patsubst %,tests/deployment/test_*%*.py,node database o
 	prometheus release restore syslog))
 
 # A part of test-cluster.
-BOTH := tests/test_tutorial.py tests/test_operations.py tests/test_metadata_http.py
+BOTH := tests/test_operations.py tests/test_metadata_http.py \
+	tests/test_tutorial.py::test_the_chinese_page_on_our_samples
 
 test-deployment: $(VENV)/extras
 	$(MAKE) --jobs 3 --keep-going --output-sync=target test-viewers test-services test-programs
