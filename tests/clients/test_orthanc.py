@@ -169,7 +169,8 @@ def test_studies_are_forwarded_to_orthanc_with_its_login(locked, server_factory,
     password.write_text("pass word\n")
     login = ("--user", "Anna", "--password-file", str(password))
     words = ("--name", "pacs", "--allow-local", "--query", "Modality=CT", "--data", str(source.data))
-    assert main(["hook", "forward", f"{locked.origin}/dicom-web", *words, *login]) == 0
+    with store_kinds.naming(source.data):
+        assert main(["hook", "forward", f"{locked.origin}/dicom-web", *words, *login]) == 0
     waited(
         lambda: hooks_of(store_kinds.settings_for(source.data)).state("pacs").last_id, "the begin of the hook"
     )
