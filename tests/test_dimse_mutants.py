@@ -149,25 +149,38 @@ def test_mutants_of_a_request(archive, name, whole):
     works(archive)
 
 
-def test_mutants_of_the_response_to_a_sub_operation(archive):
-    """The peer of a C-GET takes an instance, and answers with wrong bytes."""
-    chance, aborted = random.Random(3), 0
+def begun_get(archive):
+    """A client whose C-GET has brought it an instance, and the command set of the response."""
     roles = item(0x54, struct.pack(">H", len(CTImageStorage)) + CTImageStorage.encode() + b"\1\1")
     context = [(CTImageStorage, "1.2.840.10008.1.2.1")]
     identifier = asked(QueryRetrieveLevel="STUDY", StudyInstanceUID=STUDY)
-    asks = pdv(command_set({0x0002: GET, 0x0100: 0x10, 0x0110: 1, 0x0700: 0, 0x0800: 1}), 3) + pdv(
-        identifier, 2
-    )
+    asks = pdv(command_set({0x0002: GET, 0x0100: 0x10, 0x0110: 1, 0x0700: 0, 0x0800: 1}), 3)
+    client = DimseClient(archive.port, sop_class=GET, others=context, user=roles)
+    client.socket.sendall(asks + pdv(identifier, 2))
+    _, command = client.receive()
+    at = command.index(MESSAGE_ID) + len(MESSAGE_ID)
+    values = {0x0002: CTImageStorage, 0x0100: 0x8001, 0x0800: 0x0101, 0x0900: 0}
+    values[0x0120] = int.from_bytes(command[at : at + 2], "little")
+    while not client.receive()[1][5] & 2:
+        pass
+    return client, command_set(values)
+
+
+def test_a_request_in_the_middle_of_a_c_get(archive):
+    """Responses behind it could not be read, so it ends the association at once."""
+    client, _ = begun_get(archive)
+    client.socket.sendall(pdv(command_set({0x0002: GET, 0x0100: 0x10, 0x0110: 2, 0x0700: 0, 0x0800: 1}), 3))
+    assert kinds_of(rest_of(client.socket)) == [ABORT]
+    client.close()
+    works(archive)
+
+
+def test_mutants_of_the_response_to_a_sub_operation(archive):
+    """The peer of a C-GET takes an instance, and answers with wrong bytes."""
+    chance, aborted = random.Random(3), 0
     for number in range(MUTANTS // 2 + 1):
-        client = DimseClient(archive.port, sop_class=GET, others=context, user=roles)
-        client.socket.sendall(asks)
-        _, command = client.receive()
-        at = command.index(MESSAGE_ID) + len(MESSAGE_ID)
-        values = {0x0002: CTImageStorage, 0x0100: 0x8001, 0x0800: 0x0101, 0x0900: 0}
-        values[0x0120] = int.from_bytes(command[at : at + 2], "little")
-        while not client.receive()[1][5] & 2:
-            pass
-        response = pdv(command_set(values), 3, context=3)
+        client, command = begun_get(archive)
+        response = pdv(command, 3, context=3)
         client.socket.sendall(mutated(chance, response) if number else response)
         if not number:
             assert client.response() == (1, 0)

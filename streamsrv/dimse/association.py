@@ -289,6 +289,12 @@ class Association:
             if self._talk is not None and self._talk.channel.take(command) and not command.has_dataset:
                 return
             raise UpperLayerError("a response without its request", AbortReason.UNEXPECTED_PARAMETER)
+        if not self._room.is_set() and any(map(_needs_responses, self._open.values())):
+            # Nothing is read while a request waits for room, so the responses would never come.
+            raise UpperLayerError(
+                "a request in the middle of a C-GET, beyond the window of operations",
+                AbortReason.UNEXPECTED_PARAMETER,
+            )
         await self._room.wait()
         self._operation_began = time.monotonic()
         context = UsedContext(self._command_context, *self._contexts[self._command_context])
@@ -453,3 +459,7 @@ class Association:
             self._ending = UpperLayerError(sentence, AbortReason.NOT_SPECIFIED)
             self._connection.stop_reading()
             self._room.set()
+
+
+def _needs_responses(operation: Operation) -> bool:
+    return operation.command.field == CommandField.C_GET

@@ -7,6 +7,7 @@ read. So the socket of the peer sets the pace, and no instance is in memory.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -111,7 +112,12 @@ class OutgoingDataset:
             fragments.append(view[place + _HEADS : place + _HEADS + size])
             place += _HEADS + size
             at += size
-        got = os.preadv(stored.fd, fragments, stored.offset + self._at, flags) if fragments else 0
+        try:
+            got = os.preadv(stored.fd, fragments, stored.offset + self._at, flags) if fragments else 0
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP and flags:  # a file system without RWF_NOWAIT
+                raise BlockingIOError from error
+            raise
         if got < at - self._at:
             if flags:
                 raise BlockingIOError

@@ -1,9 +1,11 @@
 """Requests for Storage Commitment that were acknowledged and are not reported yet: a file for each.
 
-    DATA/commitments/TOKEN.json      the request
-    DATA/commitments/.TOKEN.draft    one that is being written
+    DATA/commitments/PEER-TOKEN.json      the request
+    DATA/commitments/.PEER-TOKEN.draft    one that is being written
 
 Rules of this file
+- A request may name a hundred thousand instances. Memory holds them while it is answered or reported.
+- One peer that is never reached leaves room for the others.
 - A file is written under another name, synced, and renamed: a request that was acknowledged outlives a crash.
 - The process that reports a request has a lock on its file. So a worker that starts takes over the requests
   of workers that have ended, and no others.
@@ -27,7 +29,7 @@ from streamsrv.errors import Overloaded
 log = logging.getLogger("streamsrv.dimse")
 
 FOLDER = "commitments"
-MOST_KEPT = 1000  # requests of all workers
+MOST_KEPT, MOST_OF_PEER = 1000, 250  # requests of all workers
 DRAFT_ENDS = 3600.0  # seconds: an older draft belongs to a process that has ended
 
 
@@ -43,11 +45,16 @@ class CommitmentRequest(NamedTuple):
 
 
 class KeptCommitment(NamedTuple):
-    """Call `drop` when it was reported, or given up. `path` is None for one that is in memory only."""
+    """Call `drop` when it was reported, or given up. `path` is None for one that is in memory only, else
+    `request` has no references."""
 
     request: CommitmentRequest
     path: Path | None = None
     descriptor: int = -1
+
+    def whole(self) -> CommitmentRequest:
+        """With its references. Blocks; raises OSError, ValueError, LookupError and TypeError."""
+        return self.request if self.path is None else _request_in(_content_of(self.descriptor))
 
     def drop(self) -> None:
         """Blocks."""
@@ -68,9 +75,12 @@ class CommitmentLog:
         if self._folder is None:
             return KeptCommitment(request)
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        if len(os.listdir(self._folder)) >= MOST_KEPT:
+        peer, names = request.title.encode().hex(), os.listdir(self._folder)
+        if len(names) >= MOST_KEPT:
             raise Overloaded(f"{MOST_KEPT} requests are not reported yet")
-        token = secrets.token_hex(8)
+        if sum(name.lstrip(".").startswith(f"{peer}-") for name in names) >= MOST_OF_PEER:
+            raise Overloaded(f"{MOST_OF_PEER} requests of {request.title} are not reported yet")
+        token = f"{peer}-{secrets.token_hex(8)}"
         draft, path = self._folder / f".{token}.draft", self._folder / f"{token}.json"
         descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -85,7 +95,7 @@ class CommitmentLog:
             path.unlink(missing_ok=True)
             os.close(descriptor)
             raise
-        return KeptCommitment(request, path, descriptor)
+        return KeptCommitment(request._replace(references=()), path, descriptor)
 
     def _sync(self) -> None:
         """Names in the folder are on the disk when this returns."""
@@ -115,7 +125,8 @@ def _taken_over(path: Path) -> KeptCommitment | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(descriptor).st_nlink:
-            return KeptCommitment(_request_in(os.pread(descriptor, 1 << 30, 0)), path, descriptor)
+            request = _request_in(_content_of(descriptor))
+            return KeptCommitment(request._replace(references=()), path, descriptor)
     except BlockingIOError:
         pass
     except (ValueError, LookupError, TypeError):
@@ -125,6 +136,10 @@ def _taken_over(path: Path) -> KeptCommitment | None:
         raise
     os.close(descriptor)
     return None
+
+
+def _content_of(descriptor: int) -> bytes:
+    return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
 
 def _request_in(content: bytes) -> CommitmentRequest:

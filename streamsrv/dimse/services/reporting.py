@@ -28,7 +28,7 @@ from streamsrv.dimse.destinations import MoveDestination
 from streamsrv.dimse.protocol.identifiers import element_of, item_of
 from streamsrv.dimse.protocol.models import COMMITMENT, COMMITMENT_INSTANCE
 from streamsrv.dimse.rooms import DimsePeer, DimseRooms
-from streamsrv.dimse.services.commitment_log import KeptCommitment
+from streamsrv.dimse.services.commitment_log import CommitmentRequest, KeptCommitment
 from streamsrv.query.attributes import Level
 from streamsrv.query.conditions import Query
 from streamsrv.store import InstanceKey
@@ -139,7 +139,11 @@ class CommitmentReport:
     async def _reported(self, channel: Channel, context: int, syntax: str) -> bool:
         """Whether the peer has answered."""
         name, loop = self._peer.principal.name, asyncio.get_running_loop()
-        event, dataset = await loop.run_in_executor(self._rooms.threads, self._made, syntax)
+        try:
+            event, dataset = await loop.run_in_executor(self._rooms.threads, self._made, syntax)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            log.error("a request for commitment of %s cannot be read: %s", name, error)
+            return False
         try:
             status = await channel.report(context, COMMITMENT, COMMITMENT_INSTANCE, event, dataset)
         except PeerLost as error:
@@ -153,18 +157,19 @@ class CommitmentReport:
 
     def _made(self, syntax: str) -> tuple[int, bytes]:
         """Event type and dataset."""
+        request = self._kept.whole()
         try:
-            result = self._looked_up()
+            result = self._looked_up(request)
         except Exception as error:
             self._rooms.failure(self._peer, error, "storage commitment")
-            failed = [(*each, PROCESSING_FAILURE) for each in self._request.references]
-            result = CommitmentResult(self._request.transaction, failed=failed)
+            failed = [(*each, PROCESSING_FAILURE) for each in request.references]
+            result = CommitmentResult(request.transaction, failed=failed)
         numbers = len(result.committed), len(result.failed)
         log.info("storage commitment for %s: %d instances, %d not there", self._peer.principal.name, *numbers)
         return result.event, result.dataset(syntax, self._title)
 
-    def _looked_up(self) -> CommitmentResult:
-        result, waiting = CommitmentResult(self._request.transaction), iter(self._request.references)
+    def _looked_up(self, request: CommitmentRequest) -> CommitmentResult:
+        result, waiting = CommitmentResult(request.transaction), iter(request.references)
         while some := list(itertools.islice(waiting, LOOKED_UP)):
             found = dict(self._found([instance for _, instance in some]))
             for sop_class, instance in some:
