@@ -68,10 +68,10 @@ test-cluster: $(VENV)/ready
 
 # The files of conf/ and the Dockerfile in the real programs: proxies, systemd, buildah, Prometheus. Needs
 # root, and the programs that .ci/run installs. SOAK=10 sends 2 GB through each proxy.
-# Three processes share the modules: viewers, services beside a server, and all others. The name gives each its
-# own ports.
-VIEWERS := $(wildcard tests/deployment/test_*viewer*.py)
-SERVICES := $(wildcard $(patsubst %,tests/deployment/test_*%*.py,node database object cluster gateways \
+# Three processes share the modules: viewers and nodes, services beside a server, and all others. The name gives
+# each its own ports.
+VIEWERS := $(wildcard tests/deployment/test_*viewer*.py tests/deployment/test_node*.py)
+SERVICES := $(wildcard $(patsubst %,tests/deployment/test_*%*.py,database object cluster gateways move \
 	prometheus release restore syslog))
 
 # A part of test-cluster.
