@@ -219,7 +219,11 @@ def test_a_destination_that_answers_with_mutants(tmp_path):
                     destination.shutdown(socket.SHUT_WR)
                     rest_of(destination)
                 assert client.response()[1] in (0xA702, 0xB000)
-                client.release()
+                client.socket.sendall(END)
+                client.socket.shutdown(socket.SHUT_WR)
+                # Before it the list of instances that were not sent, if the destination took an association.
+                assert kinds_of(rest_of(client.socket))[-1] == RELEASED
+                client.close()
         assert "Traceback" not in archive.log()
     finally:
         archive.end()
