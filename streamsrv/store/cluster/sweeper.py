@@ -71,13 +71,19 @@ class Sweeper:
         while not self._end.wait(pause * random.uniform(0.5, 1.5)):
             wait = WAITS[min(self._failures, len(WAITS) - 1)] * random.uniform(0.5, 1)
             try:
-                if number := sweep(self._table, self._bucket, wait):
-                    log.info("sweeper: %d objects were removed", number)
-                self._tombstones.write_all()
+                self._round(wait)
                 self._failures, pause = 0, self._pause
             except StoreError as error:
                 self._failures, pause = self._failures + 1, min(wait, self._pause)
                 log.warning("sweeper: %s", error)
+
+    def _round(self, wait: float) -> None:
+        """Does both, also if one of them fails. Raises StoreError then."""
+        try:
+            self._tombstones.write_all()
+        finally:
+            if number := sweep(self._table, self._bucket, wait):
+                log.info("sweeper: %d objects were removed", number)
 
     def close(self) -> None:
         self._end.set()
