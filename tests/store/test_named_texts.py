@@ -8,8 +8,8 @@ import pytest
 
 from streamsrv.errors import StoreError
 from streamsrv.store import DocumentDamaged, FolderDocuments, LeaseLost, NamedText, open_documents
+from streamsrv.store.postgresql import connections, migrate, open_index
 from streamsrv.store.postgresql import documents as rows
-from streamsrv.store.postgresql import migrate, open_index
 from streamsrv.store.postgresql.documents import DatabaseDocuments
 
 
@@ -193,6 +193,30 @@ def test_a_database_without_a_store(database_server, tmp_path):
         assert made.exist()
         write(made, a=b"1")
         assert made.read("a") == b"1"
+
+
+def test_changes_of_one_process_leave_connections_for_reading(schema, monkeypatch):
+    """A change may read while others wait for their turn."""
+    monkeypatch.setattr(connections, "MOST", 2)
+    monkeypatch.setattr(connections, "WAITING", 0.2)
+    with contextlib.closing(DatabaseDocuments(schema, "tries")) as documents:
+        write(documents, number=b"0")
+        errors = []
+
+        def count():
+            try:
+                with documents.changing() as change:
+                    number = int(documents.read("number"))
+                    change.write("number", b"%d" % (number + 1))
+            except StoreError as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=count) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (errors, documents.read("number")) == ([], b"4")
 
 
 def test_the_tables_of_documents_are_made_by_a_migration(database_server):

@@ -18,12 +18,13 @@ import contextlib
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
 
 import psycopg
 
-from streamsrv.errors import StoreError
+from streamsrv.errors import IndexUnreachable, StoreError
 from streamsrv.store.documents import (
     ChangedTexts,
     DocumentChange,
@@ -38,6 +39,7 @@ from streamsrv.store.postgresql.connections import READING, WRITING, Connections
 from streamsrv.store.postgresql.link import Asked, PipelineLink, Row, Value
 
 LEASE = 5.0  # seconds
+PATIENCE = 10.0  # seconds, for the changes of other threads
 # A lease that was looked at within so many seconds is not looked at again.
 FRESH = 1.0
 NO_STORE = "the database has no store yet: start a node of it once"
@@ -79,6 +81,7 @@ class DatabaseDocuments(Documents):
         self._kind = kind
         self._connections = Connections(url)
         self._checked = False
+        self._changing = threading.Lock()
 
     def exist(self) -> bool:
         if not self._checked:
@@ -114,8 +117,12 @@ class DatabaseDocuments(Documents):
 
     @contextlib.contextmanager
     def changing(self, lease: Lease | None = None) -> Iterator[DocumentChange]:
+        """One thread at a time. Others would hold the connections with which it reads meanwhile."""
         self._require_store()
-        with translated("changing documents"):
+        if not self._changing.acquire(timeout=PATIENCE):
+            raise IndexUnreachable("other requests change the same documents of the database: try again")
+        with contextlib.ExitStack() as held, translated("changing documents"):
+            held.callback(self._changing.release)
             begin = [Asked("BEGIN"), Asked(table.HEAD, [self._kind])]
             link, (_, ((version,),)) = self._connections.begun(begin, WRITING)
             usable = False
