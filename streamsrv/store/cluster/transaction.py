@@ -82,6 +82,7 @@ class ObjectTransaction(Transaction):
         self._open = False
         self._named = False  # whether the index has the object, or may have it
         self._ended = False
+        self._buried = False  # whether refused records wait for the bucket
         self._next_space_check = SPACE_CHECK
 
     # Receiving
@@ -164,8 +165,9 @@ class ObjectTransaction(Transaction):
 
     def _commit_slice(self, portion: list[tuple[Record, New]], on_duplicate: OnDuplicate) -> list[Outcome]:
         decision = self._committed(portion, on_duplicate)
-        if decision.replaced:
+        if decision.replaced or self._buried:
             self._rooms.tombstones.write_own()
+            self._buried = False
         return decision.outcomes
 
     def _committed(self, portion: list[tuple[Record, New]], on_duplicate: OnDuplicate) -> Decision:
@@ -179,7 +181,7 @@ class ObjectTransaction(Transaction):
                     announced = True
                     decision = self._decided(portion, on_duplicate)
                 try:
-                    self._bury(decision.losers)
+                    self._bury(portion, decision)
                     if decision.winners:
                         self._commit(decision)
                     return decision
@@ -206,11 +208,21 @@ class ObjectTransaction(Transaction):
         self._length = self._writer.complete(list(self._records.values()))
         failpoints.hit("after-data-sync")
 
-    def _bury(self, losers: Sequence[Record]) -> None:
-        """The trailer has records that are refused now, if the object was complete before."""
-        listed = [record.record_id for record in losers if self._length and record.number in self._records]
+    def _bury(self, portion: Sequence[tuple[Record, New]], decision: Decision) -> None:
+        """The trailer has records that are refused now, if the object was complete before. None of them may
+        win later. A copy of a record that lives has its id, and no tombstone."""
+        refused = [each for each in decision.losers if self._length and each.number in self._records]
+        if not refused:
+            return
+        rows = self._index.existing([new.row.key for _, new in portion])
+        living = {row.record_id for row in rows if row is not None}
+        living |= {record.record_id for record, _ in decision.winners}
+        listed = [record.record_id for record in refused if record.record_id not in living]
         if listed:
             self._rooms.tombstones.table.add(listed, self._segment)
+            self._buried = True
+        for record in refused:
+            del self._records[record.number]
 
     def _commit(self, decision: Decision) -> None:
         try:
