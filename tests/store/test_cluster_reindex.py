@@ -9,13 +9,14 @@ from cluster_store import KEYS, begun, flip, key_in_bucket, swept, waited
 from database_server import USER, programs
 from store_world import derive, get, key_of, payload_of, put
 
-from streamsrv.errors import StoreError, StoreLocked, WrongStore
+from streamsrv.errors import IndexUnreachable, StoreError, StoreLocked, WrongStore
 from streamsrv.store import ChangeKind, OnDuplicate, Store
 from streamsrv.store.maintenance.objects.check import check
 from streamsrv.store.maintenance.objects.compact import compact
 from streamsrv.store.maintenance.objects.reindex import LOSS, reindex
 from streamsrv.store.objects.bucket import opened
 from streamsrv.store.objects.layout import fresh_key
+from streamsrv.store.postgresql import cluster_row
 
 
 @pytest.fixture
@@ -85,6 +86,24 @@ def test_compacted_objects(cluster, one, lose):
     assert [get(after, key) for key in KEYS[:3]] == list(map(payload_of, KEYS[:3]))
 
 
+def test_a_tombstone_stays_while_a_copy_of_before_is_there(cluster, one, lose):
+    put(one, *map(payload_of, KEYS))
+    one.delete(*KEYS[3])
+    compact(one, True, 1 << 20)
+    lose()
+    after = filled(cluster)
+    segment = after.lookup(*KEYS[0])[0].location.segment
+    after.delete("1.1")
+    cluster.sql(f"UPDATE objects SET until = now() WHERE segment = {segment}")
+    assert swept(after) == 1
+    compact(after, False, 1 << 20)
+    assert cluster.sql("SELECT count(*) FROM tombstones") == "1"
+    cluster.pass_time()
+    assert swept(after) == 1
+    compact(after, False, 1 << 20)
+    assert cluster.sql("SELECT count(*) FROM tombstones") == "0"
+
+
 def test_damage_is_named(cluster, one, lose):
     put(one, *map(payload_of, KEYS[:2]))
     put(one, payload_of(KEYS[2]))
@@ -145,6 +164,33 @@ def test_a_run_that_broke_off_goes_on(cluster, one, lose, monkeypatch):
     assert [get(after, key) for key in KEYS] == [None, *map(payload_of, KEYS[1:])]
     assert len(after.lookup("1.2")) == 4
     assert findings(after) == []
+
+
+def test_a_run_that_was_killed_when_it_had_made_the_tables(cluster, one, lose, monkeypatch):
+    put(one, payload_of(KEYS[0]))
+    lose()
+    found = cluster_row.found
+
+    def killed(*arguments):
+        found(*arguments)
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster_row, "found", killed)
+        with pytest.raises(RuntimeError):
+            reindex(cluster.folder / "verbs", cluster.options, derive)
+    with pytest.raises(StoreError, match="or has broken off"):
+        cluster.node("meanwhile")
+    assert get(filled(cluster), KEYS[0]) == payload_of(KEYS[0])
+
+
+def test_a_node_that_ran_before_opens_no_database_that_is_half_filled(cluster, one):
+    one.rooms.table._connections._close_free()
+    cluster.sql("UPDATE cluster SET filling = 'lost'")
+    with pytest.raises(IndexUnreachable, match="or has broken off"):
+        one.rooms.table.counts()
+    cluster.sql("UPDATE cluster SET filling = ''")
+    assert one.rooms.table.counts() == {}
 
 
 def test_buckets_and_databases_that_do_not_fit(cluster, one, database_server, lose):

@@ -5,15 +5,16 @@ import tempfile
 
 import pytest
 from cluster_store import KEYS, begun, swept, waited
-from store_world import derive, get, payload_of, put
+from store_world import add, derive, get, payload_of, put
 
-from streamsrv.errors import BucketUnreachable, CommitConflict
+from streamsrv.errors import BucketUnreachable, CommitConflict, Overloaded
 from streamsrv.store import OnDuplicate, Outcome
 from streamsrv.store import transaction as transactions
 from streamsrv.store.maintenance.objects.check import check
-from streamsrv.store.maintenance.objects.compact import compact
+from streamsrv.store.maintenance.objects.compact import compact, move
 from streamsrv.store.maintenance.objects.scrub import check_segments
 from streamsrv.store.maintenance.scrub import Pace
+from streamsrv.store.objects.cache_folder import StoredObject
 from streamsrv.store.objects.layout import TOMBSTONES
 from streamsrv.store.rows import NO_SEGMENT
 from streamsrv.store.segments.records import RecordKind, unpack_ids
@@ -78,8 +79,10 @@ def test_the_sweeper_writes_what_a_dead_node_left(cluster, monkeypatch):
     waited(lambda: buried(other) == dead)
 
 
-def test_a_record_that_is_deleted_while_it_is_copied(one, two, cluster, monkeypatch):
+@pytest.mark.parametrize("size", [1, 1000])
+def test_a_record_that_is_deleted_while_it_is_copied(one, two, cluster, monkeypatch, size):
     """The copy has the id of the record, in an object that stays."""
+    monkeypatch.setattr("streamsrv.store.maintenance.objects.compact.SLICE_INSTANCES", size)
     put(one, *map(payload_of, KEYS))
     one.delete(*KEYS[3])
     dead = record_id(one, KEYS[0])
@@ -110,7 +113,6 @@ def test_records_that_are_refused_after_their_object_is_complete(one, two, monke
     put(two, payload_of(KEYS[1], fill="y"))
     transaction, pairs = begun(one, *map(payload_of, KEYS[:2]))
     assert transaction.commit(pairs) == [Outcome.STORED, Outcome.DUPLICATE]
-    one.rooms.tombstones.write_all(0)
     assert buried(one) == {pairs[1][0].record_id}
 
 
@@ -128,8 +130,53 @@ def test_a_commit_that_is_decided_again(one, two, monkeypatch):
 
     monkeypatch.setattr(one.index, "commit", overtaken)
     assert transaction.commit(pairs) == [Outcome.DUPLICATE, Outcome.STORED]
-    one.rooms.tombstones.write_all(0)
     assert buried(one) == {pairs[0][0].record_id}
+
+
+def test_a_record_that_was_refused_once_stays_so(one, two, monkeypatch):
+    """Its tombstone is there already."""
+    transaction, pairs = begun(one, *map(payload_of, KEYS[:2]))
+    commit = one.index.commit
+    meanwhile = [
+        lambda: put(two, payload_of(KEYS[0], fill="y")),
+        lambda: (put(two, payload_of(KEYS[1], fill="y")), two.delete(*KEYS[0])),
+    ]
+
+    def overtaken(*arguments, **named):
+        if meanwhile:
+            meanwhile.pop(0)()
+        return commit(*arguments, **named)
+
+    monkeypatch.setattr(one.index, "commit", overtaken)
+    with pytest.raises(Overloaded):
+        transaction.commit(pairs)
+    assert get(one, KEYS[0]) is None
+
+
+def test_a_copy_of_a_record_that_lives_has_no_tombstone(one, two, monkeypatch):
+    monkeypatch.setattr(transactions, "SLICE_INSTANCES", 1)
+    put(two, payload_of(KEYS[1]))
+    (row,) = two.lookup(*KEYS[1])
+    transaction, pairs = begun(one, payload_of(KEYS[0]))
+    pairs.append(add(transaction, payload_of(KEYS[1]), original=row))
+    assert transaction.commit(pairs) == [Outcome.STORED, Outcome.IDENTICAL]
+    assert one.rooms.tombstones.table.waiting(10, 0) == []
+    assert buried(one) == set()
+
+
+def test_a_tombstone_stays_while_an_older_object_lists_its_record(one, cluster):
+    """For example that of a record whose damage has healed."""
+    put(one, *map(payload_of, KEYS[:2]))
+    (row,) = one.lookup(*KEYS[0])
+    ((_, key, length),) = one.rooms.table.find([row.location.segment])
+    move(one, [row], StoredObject(key, length))
+    one.delete(*KEYS[0])
+    for left in ({row.record_id}, set()):
+        cluster.pass_time()
+        swept(one)
+        compact(one, False, 1 << 20)
+        assert buried(one) == left
+        one.delete(*KEYS[1])
 
 
 def test_tombstones_that_the_bucket_has_lost(one, two):

@@ -223,8 +223,9 @@ def test_the_tables_of_documents_are_made_by_a_migration(database_server):
     url = database_server.url("older_layout")
     open_index(url).close()
     database_server.sql(
-        "SET search_path = older_layout; DROP TABLE documents, document_kinds, leases, tombstones; "
-        "ALTER TABLE cluster DROP COLUMN filling; UPDATE head SET layout = 1"
+        "SET search_path = older_layout; DROP TABLE documents, document_kinds, leases, tombstones, removals; "
+        "ALTER TABLE cluster DROP COLUMN filling; ALTER TABLE objects DROP COLUMN moved; "
+        "UPDATE head SET layout = 1"
     )
     with contextlib.closing(DatabaseDocuments(url, "access")) as made:
         with pytest.raises(StoreError, match="migrate-index"):

@@ -541,11 +541,13 @@ def test_layouts(url, index, database_server, memory):
     assert migrate(url) == (2, 2)
     schema = f"of_{memory.name}"
     database_server.sql(
-        f"SET search_path = {schema}; DROP TABLE tombstones, documents, document_kinds, leases; "
-        "ALTER TABLE cluster DROP COLUMN filling; UPDATE head SET layout = 1"
+        f"SET search_path = {schema}; DROP TABLE tombstones, documents, document_kinds, leases, removals; "
+        "ALTER TABLE cluster DROP COLUMN filling; ALTER TABLE objects DROP COLUMN moved; "
+        "UPDATE head SET layout = 1"
     )
     assert migrate(url) == (1, 2)
-    open_index(url).close()
+    with contextlib.closing(open_index(url)) as migrated, migrated.removing():
+        pass
     database_server.sql(f"UPDATE of_{memory.name}.head SET layout = 3")
     for call in (open_index, migrate):
         with pytest.raises(StoreError, match="layout 3, and this program knows only up to 2"):

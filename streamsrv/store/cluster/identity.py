@@ -38,7 +38,7 @@ def agreed(bucket: Bucket, connections: Connections, *, read_only: bool, makes: 
         if not makes:
             raise StoreError("the database has no index: start a node once, which makes the store")
         new = Identity(str(uuid.uuid4()), secrets.token_bytes(SECRET_LENGTH))
-        cluster_row.found(connections, new.store_id, new.secret, new.fingerprint)
+        cluster_row.found(connections, new)
         row = cluster_row.read(connections)
         assert row is not None
     identity = Identity(row.store_id, row.secret)

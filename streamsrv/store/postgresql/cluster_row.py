@@ -47,10 +47,10 @@ def _read(connections: Connections) -> ClusterRow | None:
     return ClusterRow(*row)
 
 
-def found(connections: Connections, store_id: str, secret: bytes, fingerprint: bytes) -> None:
-    """Make the tables of a new store, unless another node has done so."""
+def found(connections: Connections, identity: Identity, filling: str = "") -> None:
+    """Make the tables of a store, unless another process has done so."""
     with translated("making the index"), connections.connect() as connection:
-        schema.found(connection, fingerprint.hex(), (store_id, secret))
+        schema.found(connection, identity.fingerprint.hex(), (identity.store_id, identity.secret, filling))
 
 
 def note_in_bucket(connections: Connections) -> None:
@@ -63,10 +63,9 @@ def begin_filling(connections: Connections, identity: Identity) -> bool:
     is that of another store."""
     row = _read(connections)
     if row is None:
-        found(connections, identity.store_id, identity.secret, identity.fingerprint)
+        found(connections, identity, LOST)
         row = _read(connections)
         assert row is not None
-        row = row._replace(filling=LOST)
     if (row.store_id, row.secret) != (identity.store_id, identity.secret):
         raise WrongStore(
             f"the bucket has store {identity.store_id}, and the database has store {row.store_id}: nothing "

@@ -113,6 +113,7 @@ Result = TypeVar("Result")
 
 # Nodes share a lock, in this schema, which `reindex` has alone.
 _PRESENT = "SELECT pg_try_advisory_lock_shared(1819242341, hashtext(current_schema()))"
+_FILLING = "SELECT filling FROM cluster"
 _ALONE = "SELECT pg_try_advisory_lock(1819242341, hashtext(current_schema()))"
 
 
@@ -188,10 +189,12 @@ class Connections:
 
     def _connected(self) -> psycopg.Connection[Any]:
         connection = self.connect()
-        row = connection.execute(_PRESENT).fetchone() if self._present else (True,)
-        if row is None or not row[0]:
+        try:
+            if self._present:
+                _be_present(connection)
+        except BaseException:
             connection.close()
-            raise IndexUnreachable("`streamsrv reindex` is filling the database of the index")
+            raise
         return connection
 
     @contextlib.contextmanager
@@ -264,6 +267,16 @@ class Connections:
         with contextlib.suppress(IndexError):  # another thread may empty it
             while self._free:
                 self._free.pop().close()
+
+
+def _be_present(connection: psycopg.Connection[Any]) -> None:
+    """While the connection is open, no `reindex` begins. Raises IndexUnreachable if one has not ended."""
+    row = connection.execute(_PRESENT).fetchone()
+    if row is not None and row[0]:
+        row = connection.execute(_FILLING).fetchone()
+        if row is None or not row[0]:
+            return
+    raise IndexUnreachable("`streamsrv reindex` is filling this database, or has broken off")
 
 
 def _connected(url: str) -> pq.abc.PGconn:

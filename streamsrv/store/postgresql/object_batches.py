@@ -34,6 +34,11 @@ _CONDEMN = (
     "WHERE segment = ANY($2) AND state = 'complete' RETURNING 1) SELECT count(*) FROM done"
 )
 
+_MOVED = (
+    "WITH done AS (UPDATE objects SET moved = now() WHERE segment = ANY($1) AND moved IS NULL RETURNING 1) "
+    "SELECT count(*) FROM done"
+)
+
 
 class ObjectBatch(TableBatch):
     """`grace` is in seconds: so long the bytes of a condemned object stay. `node` names this process."""
@@ -70,10 +75,14 @@ class ObjectBatch(TableBatch):
     def relocate(self, moves: Sequence[tuple[InstanceRow, Location]], segment: int, end: int) -> list[bool]:
         fresh = self._opened(segment)
         done = super().relocate(moves, segment, end)
+        left = [row for (row, _), moved in zip(moves, done, strict=True) if not moved]
+        # The trailer has them. Other slices may make the object complete.
+        self._bury([row.record_id for row in left if not self._lives(row)], [segment])
         if any(done):
+            self.writing = True
+            left_by = {row.location.segment for (row, _), moved in zip(moves, done, strict=True) if moved}
+            self._transaction.ask(_MOVED, [sorted(left_by)])
             self._complete(segment, end)
-            left = [row for (row, _), moved in zip(moves, done, strict=True) if not moved]
-            self._bury([row.record_id for row in left if not self._lives(row)], [segment])
         elif fresh:
             del self._segments[segment]
         return done

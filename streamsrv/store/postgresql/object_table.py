@@ -7,6 +7,8 @@
     swept       an intent that was removed. Its node may wake up and complete the object, so it is removed
                 again at `until`; then the row goes
 
+`moved` is the time when the first records of an object were moved to another one: both list them.
+
 Rules of this file
 - All times are those of the database: the clocks of nodes may differ.
 - The numbers of segments come from a sequence, so that none is used twice, also after a rollback.
@@ -32,7 +34,7 @@ CREATED = (
     "CREATE TABLE objects (segment bigint PRIMARY KEY, "
     'key text COLLATE "C" NOT NULL UNIQUE, length bigint NOT NULL DEFAULT 0, state text NOT NULL CHECK '
     "(state IN ('intent', 'complete', 'condemned', 'removing', 'swept')), node text NOT NULL, "
-    "made timestamptz NOT NULL DEFAULT now(), until timestamptz, "
+    "made timestamptz NOT NULL DEFAULT now(), until timestamptz, moved timestamptz, "
     "CHECK ((state = 'complete') = (until IS NULL)))",
     "CREATE INDEX objects_until ON objects (until) WHERE until IS NOT NULL",
     # One row: whose segments the objects are.
@@ -77,10 +79,10 @@ _COUNTS = "SELECT state, count(*), coalesce(sum(length), 0)::bigint FROM objects
 # Of `reindex`. An object that the index has stays as it is.
 _STATES = "SELECT segment, key, state, node FROM objects WHERE segment = ANY($1)"
 _ADOPT = (
-    "INSERT INTO objects (segment, key, state, node, until) VALUES "
-    f"($1, $2, 'intent', $3, {_LATER.format('$4')}) ON CONFLICT (segment) DO UPDATE SET state = 'intent', "
-    "node = EXCLUDED.node, until = EXCLUDED.until WHERE objects.key = EXCLUDED.key "
-    "AND objects.state IN ('intent', 'swept') RETURNING segment"
+    "INSERT INTO objects (segment, key, state, node, until, moved) VALUES "  # other objects may have copies
+    f"($1, $2, 'intent', $3, {_LATER.format('$4')}, '-infinity') ON CONFLICT (segment) DO UPDATE "
+    "SET state = 'intent', node = EXCLUDED.node, until = EXCLUDED.until, moved = EXCLUDED.moved "
+    "WHERE objects.key = EXCLUDED.key AND objects.state IN ('intent', 'swept') RETURNING segment"
 )
 _FILLED = "UPDATE objects SET node = $1 WHERE segment = $2 RETURNING segment"
 _CONDEMN = (

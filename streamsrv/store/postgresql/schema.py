@@ -24,9 +24,12 @@ FORMAT = "PostgreSQL"
 # Statements that lead from a layout to the next one.
 STEPS: dict[int, tuple[str, ...]] = {
     1: (
+        *freshness.CREATED,
         *document_table.CREATED,
         *tombstone_table.CREATED,
         "ALTER TABLE cluster ADD COLUMN filling text NOT NULL DEFAULT ''",
+        "ALTER TABLE objects ADD COLUMN moved timestamptz",
+        "UPDATE objects SET moved = '-infinity'",  # perhaps
     )
 }
 # Of pg_advisory_xact_lock: one process makes or migrates the tables.
@@ -60,9 +63,9 @@ def _there(connection: Connection) -> bool:
     return row is not None and row[0] is not None
 
 
-def found(connection: Connection, store: str, cluster: tuple[str, bytes] | None = None) -> None:
+def found(connection: Connection, store: str, cluster: tuple[str, bytes, str] | None = None) -> None:
     """Make the tables, unless another process has made them. `cluster` is the id and secret of a store whose
-    segments are objects."""
+    segments are objects, and how `reindex` fills its tables."""
     about = TABLES["about"]
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
@@ -79,7 +82,7 @@ def found(connection: Connection, store: str, cluster: tuple[str, bytes] | None 
         for statement in [each for table in tables for each in table.CREATED]:
             connection.execute(statement)
         if cluster is not None:
-            connection.execute("INSERT INTO cluster (store_id, secret) VALUES (%s, %s)", cluster)
+            connection.execute("INSERT INTO cluster (store_id, secret, filling) VALUES (%s, %s, %s)", cluster)
         connection.execute(HEAD)
         connection.execute(
             "INSERT INTO head (layout, version, entries) VALUES (%s, 1, %s)",

@@ -2,7 +2,8 @@
 
     without key    the bucket does not have the tombstone yet
     with a key     this object of the bucket names the records. Row and object stay while one of `segments`
-                   has an object
+                   has an object, and while an object is there whose records had begun to move before: it may
+                   list them still
 
 Rules of this file
 - The transaction of the index that removes instances also writes their tombstone (object_batches.py). So no
@@ -21,8 +22,9 @@ from streamsrv.store.postgresql.link import Asked, Row, Value
 CREATED = (
     "CREATE TABLE tombstones (number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, "
     'key text COLLATE "C", records bytea NOT NULL, segments bigint[] NOT NULL, node text NOT NULL, '
-    "made timestamptz NOT NULL DEFAULT now())",
+    "made timestamptz NOT NULL DEFAULT clock_timestamp())",
     "CREATE INDEX tombstones_waiting ON tombstones (number) WHERE key IS NULL",
+    "CREATE INDEX tombstones_key ON tombstones (key)",
 )
 # `records` are the ids of records, one behind the other.
 ADD = "INSERT INTO tombstones (records, segments, node) VALUES ($1, $2, $3) RETURNING number"
@@ -35,7 +37,8 @@ _KEYS = "SELECT DISTINCT key FROM tombstones WHERE key IS NOT NULL"
 _AGAIN = "UPDATE tombstones SET key = NULL, made = now() WHERE key = $1 RETURNING number"
 _IDLE = (
     "SELECT key FROM tombstones WHERE key IS NOT NULL GROUP BY key HAVING bool_and(NOT EXISTS "
-    "(SELECT FROM objects WHERE objects.segment = ANY(tombstones.segments))) LIMIT $1"
+    "(SELECT FROM objects WHERE objects.segment = ANY(tombstones.segments) "
+    "OR objects.moved <= tombstones.made)) LIMIT $1"
 )
 _FORGET = "DELETE FROM tombstones WHERE key = $1 RETURNING number"
 
