@@ -4,6 +4,7 @@ the same line in the log, and no request can pass anything on to the next one.""
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import gc
 import io
 import logging
@@ -704,6 +705,24 @@ def test_segments_are_closed_after_a_while(tmp_path, start, world):
     connection = worker.connect()
     worker.warm(connection, get(SMALL, 1), get(LARGE, 1))
     assert worker.answered[CACHED]
+    eventually(lambda: not world.store.readers._open)
+
+
+def test_a_long_frame_that_cannot_be_read_gives_its_segment_back(start, world, monkeypatch):
+    worker = start(fast=Limits(linger=0.02, segments=2))
+    connection, failed = worker.connect(), []
+    send = worker.app.writer.send_span
+
+    def fail_once(*given):
+        if failed:
+            return send(*given)
+        failed.append(OSError(errno.EIO, "it cannot be read"))
+        raise failed[-1]
+
+    worker.warm(connection, get(LARGE, 1))
+    monkeypatch.setattr(worker.app.writer, "send_span", fail_once)
+    assert connection.ask(get(LARGE, 1))[0].startswith(b"HTTP/1.1 200 ")
+    assert failed
     eventually(lambda: not world.store.readers._open)
 
 

@@ -283,6 +283,21 @@ def test_a_client_that_leaves_while_its_frame_is_read(cached, world, monkeypatch
     assert connection.frame(get(SMALL, 3)) == TILES[2]
 
 
+def test_an_answer_that_is_forgotten_while_its_frame_is_read(cached, monkeypatch):
+    worker, connection = cached
+    whole = comparable(connection.ask(get(SMALL, 1)))
+    prepared = worker.server.fast_path.frames._prepared
+    assert prepared
+
+    def read(group, done):
+        prepared.clear()
+        read_frames(group, done)
+
+    monkeypatch.setattr(asking, "read_frames", read)
+    for _ in range(2):
+        assert comparable(connection.ask(get(SMALL, 1))) == whole
+
+
 class PartFiles:
     """A lease whose segments are files of `part` bytes. `held` are the parts that are held now."""
 

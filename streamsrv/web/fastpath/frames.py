@@ -153,8 +153,12 @@ class FrameCache:
             if held is None:
                 return False
             lease, release = held
-            identifier, head = self._head(prepared, batch)
-            transfer = self._writer.send_span(stream, b"".join(head), span, prepared.tail, lease.file_at)
+            try:
+                identifier, head = self._head(prepared, batch)
+                transfer = self._writer.send_span(stream, b"".join(head), span, prepared.tail, lease.file_at)
+            except BaseException:
+                release()
+                raise
         else:
             view = self._segments.read(frames, span)
             if view is None:
@@ -217,8 +221,8 @@ class FrameCache:
         prepared = self._prepared.get(request)
         if prepared is None or prepared.source != source:
             named = self._named(source, request)
-            if named is None or asked.placed is None:
-                return False
+            if named is None or asked.placed is None or not asked.placed.etag:
+                return False  # without an entity tag it is the placeholder of an answer that is gone
             prepared = self._keep_prepared(source, request, named, asked.placed)
         content = asked.content
         if prepared.frames is not asked.instance or content is None or len(content) != prepared.span.length:
