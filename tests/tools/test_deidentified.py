@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import stat
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -15,15 +16,23 @@ import pytest
 from live_server import start_server
 from pydicom.datadict import dictionary_VR, keyword_for_tag
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
 )
 
 from streamsrv.cli import USAGE, main
-from streamsrv.tools.outgoing.deidentified import OFTEN_TEXT, UNKNOWN, CannotDeidentify, Deidentifier
+from streamsrv.tools.outgoing.deidentified import (
+    METADATA,
+    OFTEN_TEXT,
+    UNKNOWN,
+    CannotDeidentify,
+    Deidentifier,
+)
 from streamsrv.tools.outgoing.profile import ACTIONS, table_of_actions
 
 TABLE = {
@@ -163,6 +172,63 @@ def test_names_and_uids_beyond_the_table(deidentifier, tmp_path):
     assert result.ReferencedSeriesSequence[0].PersonName != "Doe^Jane"
     assert result.ReferencedSeriesSequence[0].StorageMediaFileSetUID == deidentifier.uid("1.2.77.5")
     assert result.ReferencedSOPClassUID == CT
+
+
+def hidden(length):
+    """The bytes of a sequence with one item, which has a name: implicit, as a value of the VR UN is."""
+    name = b"\x10\x00\x10\x00" + struct.pack("<I", 8) + b"Doe^Jane"
+    item = name + b"\x20\x00\x00\x40" + struct.pack("<I", length) + bytes(length)
+    return b"\xfe\xff\x00\xe0" + struct.pack("<I", len(item)) + item
+
+
+@pytest.mark.parametrize(("vr", "length"), [("UN", 1 << 16), ("OB", 16)])
+def test_a_sequence_that_is_not_written_as_one(deidentifier, tmp_path, vr, length):
+    made = world.ct(1)
+    made.add_new(KEPT_SEQUENCE, vr, hidden(length))
+    with pytest.raises(CannotDeidentify, match=f"has the VR {vr}, not SQ"):
+        cleaned(deidentifier, written(made), tmp_path)
+    inner = Dataset()
+    inner.add_new(KEPT_SEQUENCE, vr, hidden(length))
+    made = world.ct(1)
+    made.ReferencedStudySequence = []
+    made.add_new(0x00081140, "SQ", [inner])  # Referenced Image Sequence
+    with pytest.raises(CannotDeidentify):
+        cleaned(deidentifier, written(made), tmp_path)
+    made = world.ct(1)
+    made.add_new(0x60023000, vr, hidden(length))  # it is removed in any case
+    assert b"Doe^Jane" not in cleaned(deidentifier, written(made), tmp_path)[0]
+
+
+def test_addresses_are_removed(deidentifier, tmp_path):
+    made, item = world.ct(1), Dataset()
+    item.RetrieveURL = f"http://pacs.example/{MARK}"
+    item.add_new(0x0040E010, "UT", f"http://pacs.example/{MARK}")  # as in older files
+    item.URNCodeValue = "urn:oid:1.2.3"
+    made.ReferencedSeriesSequence = [item]
+    made.RetrieveURI = f"http://pacs.example/{MARK}"
+    content, _ = cleaned(deidentifier, written(made), tmp_path)
+    assert MARK.encode() not in content
+    assert pydicom.dcmread(io.BytesIO(content)).ReferencedSeriesSequence[0].URNCodeValue == "urn:oid:1.2.3"
+
+
+@pytest.mark.parametrize(
+    ("segments", "remark"),
+    [
+        (b"\xff\xe1\x00\x06Exif\xff\xda\x00\x02", METADATA),
+        (b"\xff\xe0\x00\x06JFIF\xff\xff\xfe\x00\x06text\xff\xda\x00\x02", METADATA),
+        (b"\xff\xe0\x00\x06JFIF\xff\xee\x00\x07Adobe\xff\xda\x00\x02\xff\xe1\x00\x06Exif", ""),
+        (b"\xff\xe0\x00", ""),
+    ],
+)
+def test_metadata_in_jpeg_is_told(deidentifier, tmp_path, segments, remark):
+    made = world.ct(1)
+    made.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    made.BurnedInAnnotation = "NO"
+    made.PixelData = encapsulate([b"\xff\xd8" + segments])
+    made["PixelData"].VR = "OB"
+    content, found = cleaned(deidentifier, written(made), tmp_path)
+    assert found == remark
+    assert pydicom.dcmread(io.BytesIO(content)).PixelData == made.PixelData
 
 
 def with_syntax(number, syntax):

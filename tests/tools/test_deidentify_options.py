@@ -113,6 +113,7 @@ def test_only_known_words_stay_in_descriptions(tmp_path):
         world.code("1", "SCT", "thorax of Doe"),
         world.code("Doe", "99HERE", "Doe"),
     ]
+    made.AdmittingDiagnosesCodeSequence[0].EquivalentCodeSequence = [world.code("Doe", "99HERE", "Doe")]
     request = Dataset()
     request.RequestedProcedureDescription, request.AccessionNumber = "thorax Doe", "A-1"
     made.RequestAttributesSequence = [request]

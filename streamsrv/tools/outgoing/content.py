@@ -109,6 +109,8 @@ def clean_codes(items: Any, cleaning: Cleaning) -> list[Dataset]:
     for item in public:
         meaning = str(item.get("CodeMeaning") or "")
         cleaning.clean(item)
+        if "EquivalentCodeSequence" in item:  # it may have private codes
+            del item.EquivalentCodeSequence
         item.CodeMeaning = cleaning.text(meaning) or DUMMIES["LO"]
     return public
 

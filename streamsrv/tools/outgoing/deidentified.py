@@ -11,6 +11,8 @@ Rules
   does not define are mapped.
 - UIDs and Patient IDs are mapped with a secret (HMAC), so the same one is the same in every run of an export.
   The dates of one patient move by the same number of days.
+- An attribute of another VR than its own may hide a sequence. It is removed if the table says so, else the
+  instance is refused.
 - Preamble and file meta information are new.
 - An instance that cannot be read as a whole is refused.
 """
@@ -28,7 +30,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import pydicom
-from pydicom.datadict import dictionary_has_tag, keyword_for_tag, repeater_has_tag
+from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag, repeater_has_tag
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.errors import InvalidDicomError
@@ -89,11 +91,18 @@ LEAST_DAYS, DAYS = 366, 3650
 # SOP Classes and modalities whose pixels often have text: captured screens, ultrasound.
 CAPTURES = "1.2.840.10008.5.1.4.1.1.7"
 TEXTED = frozenset(("US", "IVUS", "OT", "SC"))
-# Remarks about the pixels of an instance. Files with one of them but the last need a look.
+# Remarks about the pixels of an instance. Files with one of them but the last need a look. METADATA is the
+# remark of a file that has no other of those.
 BURNED_IN, OVERLAID = "with burned-in text", "with an overlay in the pixels"
 OFTEN_TEXT = "of a kind that often has burned-in text"
+METADATA = "with comments or EXIF in its JPEG frames"
 UNKNOWN = "that do not say whether they have burned-in text"
-REMARKS = (BURNED_IN, OVERLAID, OFTEN_TEXT, UNKNOWN)
+REMARKS = (BURNED_IN, OVERLAID, OFTEN_TEXT, METADATA, UNKNOWN)
+# Segments of JPEG (T.81 B.1.1.3) without text: JFIF, profiles of colours, SPIFF, Adobe.
+PLAIN_SEGMENTS = frozenset((0xE0, 0xE2, 0xE8, 0xEE))
+COMMENT, SCAN = 0xFE, 0xDA
+MOST_SEGMENTS = 256
+UNDEFINED_LENGTH = b"\xff" * 4
 
 
 class CannotDeidentify(Exception):
@@ -173,6 +182,8 @@ class Deidentifier:
             instance = pydicom.dcmread(file)
             has_pixels = False  # they are in the head
         remark = _remark(instance) if has_pixels or "PixelData" in instance else ""
+        if has_pixels and syntax.is_encapsulated and remark in ("", UNKNOWN) and _has_metadata(file):
+            remark = METADATA
         self._clean(instance, self._subject(instance))
         self._mark(instance)
         if "EncapsulatedDocument" in instance and "EncapsulatedDocumentLength" in instance:
@@ -219,7 +230,12 @@ class Deidentifier:
                 pseudonym = self.patient(own, "") if own else subject.pseudonym
                 dataset[tag] = DataElement(tag, vr, pseudonym)
             else:
-                self._apply(self._letter(tag, vr), dataset, tag, vr, subject)
+                known = first_vr(dictionary_VR(tag))
+                is_hidden = vr != known and (vr == "UN" or known == "SQ")
+                letter = self._letter(tag, known if is_hidden else vr)
+                if is_hidden and letter != "X":
+                    raise CannotDeidentify(f"it cannot be de-identified: {tag} has the VR {vr}, not {known}")
+                self._apply(letter, dataset, tag, vr, subject)
 
     def _keep_private(self, dataset: Dataset, tag: Any, subject: Subject) -> None:
         """A safe private attribute stays, with other UIDs; the items of a sequence are clean. Its VR may be
@@ -259,6 +275,8 @@ class Deidentifier:
         if any((tag.group & m, tag.element & n) == (g, e) for g, e, m, n in self._groups):
             return "X"
         if tag.group in OVERLAYS or keyword in BEYOND or vr in ("DA", "DT", "TM"):
+            return "X"
+        if vr == "UR" and keyword != "URNCodeValue":  # an address may have names and numbers in it
             return "X"
         if keyword == "TextValue":
             return "D"
@@ -400,6 +418,31 @@ def _pixels(file: IO[bytes], syntax: Any) -> Iterator[bytes]:
         piece = file.read(min(PIECE, end - start))
         start += len(piece)
         yield piece
+
+
+def _has_metadata(file: IO[bytes]) -> bool:
+    """Whether the first fragment of the pixels is JPEG with a comment, or an application segment that may
+    have text. The pixels are at the position of the file, which stays."""
+    start = file.tell()
+    try:
+        element = file.read(20)  # with the item of the Basic Offset Table (PS3.5 A.4)
+        file.seek(int.from_bytes(element[16:], "little") + 8, os.SEEK_CUR)
+        if element[8:12] != UNDEFINED_LENGTH or file.read(2) != b"\xff\xd8":
+            return False
+        for _ in range(MOST_SEGMENTS):
+            segment = file.read(4)
+            if len(segment) < 4 or segment[0] != 0xFF or segment[1] == SCAN:
+                return False
+            marker = segment[1]
+            if marker == 0xFF:  # a fill byte
+                file.seek(-3, os.SEEK_CUR)
+                continue
+            if marker == COMMENT or (marker & 0xF0 == 0xE0 and marker not in PLAIN_SEGMENTS):
+                return True
+            file.seek(int.from_bytes(segment[2:]) - 2, os.SEEK_CUR)
+        return True
+    finally:
+        file.seek(start)
 
 
 def _meta(instance: Dataset, syntax: Any) -> FileMetaDataset:

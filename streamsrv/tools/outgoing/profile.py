@@ -101,6 +101,7 @@ TIMES = frozenset(("TimezoneOffsetFromUTC", "CertifiedTimestamp", "FrameOriginTi
 BEYOND = {
     *("PatientBirthDateInAlternativeCalendar", "PatientDeathDateInAlternativeCalendar"),
     *("PatientBodyMassIndex", "PatientSizeCodeSequence", "BreedRegistrationNumber"),
+    *("RetrieveURL", "RetrieveURI"),  # older files have them as UT
 }
 # Sequences of content items (PS3.15 E.3.4).
 CONTENT = {
