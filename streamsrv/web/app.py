@@ -36,10 +36,11 @@ from streamsrv.metrics import RequestKind
 from streamsrv.retrieve.cached_frames import Found
 from streamsrv.settings import Settings
 from streamsrv.web import describe, health
-from streamsrv.web.access.access import REFRESH, Access, WayIn
+from streamsrv.web.access.access import Access, WayIn
 from streamsrv.web.access.browser.sign_in import SignIn
 from streamsrv.web.access.grants import grants_of
 from streamsrv.web.access.principal import CHANGING, Right, named_rights, needed_rights
+from streamsrv.web.access.shared_grants import REFRESH
 from streamsrv.web.access_log import AccessLog
 from streamsrv.web.actions import (
     CONDITIONS,

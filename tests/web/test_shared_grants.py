@@ -13,7 +13,7 @@ from streamsrv.web.access.access import Access
 from streamsrv.web.access.browser.sessions import SESSION, SOURCE
 from streamsrv.web.access.grants import KEY, Grant, GrantDamaged, Grants, digest_of
 from streamsrv.web.access.principal import NO_RIGHTS, Right
-from streamsrv.web.access.shared_grants import MOST_AGE, PAUSE, REREAD, SharedGrants
+from streamsrv.web.access.shared_grants import MOST_AGE, PAUSE, REFRESH, REREAD, WAIT, SharedGrants
 from streamsrv.web.head import Head
 from streamsrv.web.hosts import Caller
 
@@ -209,6 +209,42 @@ async def test_nothing_counts_while_the_database_is_away(world):
     assert await world.find(ann) == ann
 
 
+async def test_nothing_counts_after_a_stop_of_the_process(world):
+    """It goes on with the requests that wait, before its timers."""
+    ann = key_of()
+    world.table.write(ann)
+    await world.find(ann)
+    assert world.known.is_fresh()
+    world.table.remove(ann)
+    world.now += MOST_AGE + REFRESH + 0.1
+    assert not world.known.is_fresh()
+    with pytest.raises(GrantPending):
+        world.known.find(KEY, ann.digest)
+    assert world.changes == 1
+    assert await world.find(ann) is None
+
+
+async def test_a_look_up_during_a_stop_counts_for_nothing(world):
+    ann, bob, slow = key_of(), key_of("bob"), world.table.read_several
+    world.table.write(ann)
+    world.table.write(bob)
+
+    def stopped(names):
+        found = slow(names)
+        world.now += seconds
+        return found
+
+    world.table.read_several = stopped
+    seconds = WAIT + 1
+    with pytest.raises(GrantPending):
+        await world.find(ann)
+    seconds = WAIT - 1  # of a slow database
+    assert await world.find(ann) == ann
+    assert await world.find(bob) == bob
+    with pytest.raises(GrantPending):
+        world.known.find(KEY, ann.digest)
+
+
 async def test_an_idle_worker_asks_for_nothing(world):
     ann = key_of()
     world.table.write(ann)
@@ -236,7 +272,7 @@ async def test_a_worker_remembers_a_number_of_grants(world, monkeypatch):
     assert world.changes == 1
 
 
-async def test_a_request_and_a_stream_with_a_key_of_the_database(tmp_path, world):
+async def test_a_request_and_a_stream_with_a_key_of_the_database(tmp_path, world, monkeypatch):
     ann = key_of("streamsrv_x", rights=Right.READ | Right.SEARCH)
     settings = settings_of(data=str(tmp_path), auth="required")
     access = Access(settings, grants=Grants(world.table))
@@ -256,6 +292,10 @@ async def test_a_request_and_a_stream_with_a_key_of_the_database(tmp_path, world
     assert caller.principal.name == "key:streamsrv_x"
     still = access.still(head, caller)
     assert still()
+    with monkeypatch.context() as patch:
+        patch.setattr(access._known, "is_fresh", lambda: False)
+        assert not access.holds(caller)
+    assert access.holds(caller)
     access.grant_changed(KEY, ann.digest)
     assert not access.holds(caller)
     assert still()  # it is being looked up

@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 NO_CREDENTIALS = "this server needs credentials: a key or a token in the header Authorization"
 REALM = 'realm="streamsrv"'
-# Seconds between two looks at changes of grants.
-REFRESH = 0.4
 
 
 class WayIn(Protocol):
@@ -175,7 +173,8 @@ class Access:
 
     def holds(self, caller: Caller) -> bool:
         """Whether the principal of a caller that was admitted before is still the same."""
-        return caller.epoch == self.epoch and self._clock() < caller.principal.until
+        is_same = caller.epoch == self.epoch and self._clock() < caller.principal.until
+        return is_same and self._known.is_fresh()
 
     def still(self, head: Head, caller: Caller) -> Callable[[], bool]:
         """Returns a function that tells whether the principal of a request that goes on is the same. After a

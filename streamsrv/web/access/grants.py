@@ -292,6 +292,9 @@ class KnownGrants:
                 changed = True
         return changed
 
+    def is_fresh(self) -> bool:
+        return True
+
     async def fetched(self) -> None:
         """A file is read when it is asked for."""
 

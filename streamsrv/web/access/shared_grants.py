@@ -2,10 +2,12 @@
 
 Strategy: a grant that is not known is looked up in a thread, while its request waits; requests that come
 meanwhile share the next look-up. As long as grants are known, the worker asks the database every REFRESH
-seconds (access.py) for those that have changed. An idle worker knows none, and asks for nothing.
+seconds for those that have changed. An idle worker knows none, and asks for nothing.
 
 Rules of this file
 - No grant counts for longer than MOST_AGE seconds and one REFRESH after the database last answered for it.
+- A process that was stopped goes on with the requests that wait, before its timers. So each use looks at the
+  age (`is_fresh`), and not only the refresh. An answer that took longer than WAIT is dropped.
 - All are forgotten REREAD seconds after the first one was read. So the worker of a client that has left goes
   idle.
 - A look-up that fails is not repeated within PAUSE seconds: requests get 503 at once.
@@ -29,6 +31,7 @@ from streamsrv.web.access.grants import MOST, Grant, GrantDamaged, Grants, file_
 log = logging.getLogger("streamsrv.access")
 
 # Seconds.
+REFRESH = 0.4  # between two looks at changes of grants
 MOST_AGE = 0.7
 REREAD = 60.0
 PAUSE = 1.0
@@ -36,6 +39,11 @@ WAIT = 10.0  # of a request for a look-up
 THREADS = 2
 UNREADABLE = "the server cannot look up credentials now: try again"
 SOURCE = "source"  # of a session or share: the grant that it depends on
+
+
+def _boot_clock() -> float:
+    """Seconds, also of the time when the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class SharedGrants:
@@ -46,7 +54,7 @@ class SharedGrants:
         grants: Grants,
         documents: WatchedDocuments,
         changed: Callable[[], None],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = _boot_clock,
     ) -> None:
         self._grants = grants
         self._documents = documents
@@ -57,6 +65,7 @@ class SharedGrants:
         self._absent: set[str] = set()  # apart, so that a flood of them displaces none that is known
         # Of all known ones: their least version, when they were the same, when the first one was read.
         self._version, self._sure, self._first = 0, 0.0, 0.0
+        self._heard = 0.0  # when the database last answered, for `is_fresh`
         self._round = 0  # grows when all are forgotten
         self._wanted: set[str] = set()
         self._next: asyncio.Future[None] | None = None  # done after the look-up of the wanted ones
@@ -67,12 +76,18 @@ class SharedGrants:
     def find(self, kind: str, digest: str) -> Grant | None:
         """Raises GrantPending if it has to be looked up, KeysMissing while that fails, and GrantDamaged."""
         file = file_of(kind, digest)
+        if not self.is_fresh():
+            self.forget_all()
         found = self._known.get(file)
         if found is None and file not in self._absent:
             raise self._unknown(file)
         if isinstance(found, GrantDamaged):
             raise found
         return found
+
+    def is_fresh(self) -> bool:
+        """Whether those that were found may still count."""
+        return not self._known or self._clock() - self._heard <= MOST_AGE + REFRESH
 
     def _unknown(self, file: str) -> GrantPending | KeysMissing:
         if self._clock() - self._failed < PAUSE:
@@ -135,6 +150,12 @@ class SharedGrants:
             return error
 
     def _keep(self, found: ChangedTexts, began: float) -> None:
+        now = self._clock()
+        if now - began > WAIT:
+            return
+        if not self.is_fresh():
+            self.forget_all()
+        self._heard = now
         if not self._known:
             self._version, self._sure, self._first = found.version, began, began
         self._version, self._sure = min(self._version, found.version), min(self._sure, began)
@@ -192,6 +213,7 @@ class SharedGrants:
             return
         if self._version == asked:  # else a long look-up has ended meanwhile, which may lack changes
             self._version, self._sure = found.version, began
+            self._heard = max(self._heard, began)
         gone = [file for file, text in found.texts.items() if self._differs(file, text)]
         for file in gone:
             del self._known[file]
