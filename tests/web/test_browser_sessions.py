@@ -179,6 +179,27 @@ def test_links_that_have_ended_go_with_their_tries(time):
     assert time.files(SHARE) == len(list(time.grants.documents.folder.iterdir())) == 1
 
 
+def test_links_need_their_keys_and_one_look_for_all(time, monkeypatch):
+    keys = [time.key(time.now + days * DAY) for days in (1, 9, 9, 9)]
+    made = [time.shares.make("1.2", time.now + 9 * DAY, pin=False, source=key).grant for key in keys * 2]
+    time.shares.make("1.3", time.now + 9 * DAY, pin=False)
+    with time.grants.changing() as change:
+        change.remove(keys[1])
+    time.grants.documents.path_of(keys[2].file).write_text("damaged")
+    time.now += DAY
+    looked, names = [], time.grants.documents.names
+    monkeypatch.setattr(time.grants, "find", lambda *_: looked.append("one"))
+    monkeypatch.setattr(time.grants.documents, "names", lambda *of: looked.append("all") or names(*of))
+    left = {made[number].digest for number in (2, 3, 6, 7)}
+    assert {each.digest for each in time.shares.all("1.2")} == left
+    assert time.files(SHARE) == 9
+    new = time.shares.make("1.2", time.now + DAY, pin=False).grant
+    assert {each.digest for each in time.shares.all("1.2")} == left | {new.digest}
+    assert time.files(SHARE) == 6
+    assert "one" not in looked
+    assert len(looked) <= 11
+
+
 @pytest.mark.parametrize(
     ("base", "name", "path", "secure"),
     [

@@ -18,12 +18,12 @@ import hmac
 import json
 import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from streamsrv.errors import TooManyRequests
 from streamsrv.query.rules import limited_to
-from streamsrv.web.access.grants import Grant, GrantChange, Grants, digest_of
+from streamsrv.web.access.grants import Grant, GrantChange, Grants, digest_of, file_of
 from streamsrv.web.access.principal import Principal, Right
 
 SHARE = "share"
@@ -32,7 +32,7 @@ SECRET_BYTES = 32
 PIN_DIGITS = 6
 TRIES = 5
 FIRST_WAIT, LONGEST_WAIT = 900, 86_400  # seconds
-PIN, MAKER, STUDY = "pin", "by", "study"
+PIN, MAKER, STUDY, SOURCE = "pin", "by", "study", "source"
 # scrypt: 16 MB and 50 ms.
 _COST = {"n": 1 << 14, "r": 8, "p": 1}
 
@@ -63,33 +63,46 @@ class Shares:
         if pin:
             extra[PIN] = _hashed(chosen, secrets.token_bytes(16))
         if source is not None:
-            extra["source"] = {"kind": source.kind, "digest": source.digest}
+            extra[SOURCE] = {"kind": source.kind, "digest": source.digest}
         now = self._clock()
         rights = SHARED_RIGHTS & by.rights if by else SHARED_RIGHTS
         rule = limited_to(by.rule if by else None, study)
         grant = Grant(SHARE, name, digest_of(secret), rights, rule, now, until, extra)
+        ended = self._by_end(self._kept(), now)[1]
         with self._grants.changing() as change:
-            self._sweep(now, change)
+            for each in ended:
+                self._remove(each, change)
             change.write(grant)
         return NewShare(grant, secret, chosen)
 
     def all(self, study: str = "", maker: str = "") -> list[Grant]:
         """The shares that have not ended, of one study or of all, and of one maker or of all; the oldest
         first."""
-        now = self._clock()
         found = [
             each
-            for each in self._grants.all(SHARE)
-            if isinstance(each, Grant) and not self._is_over(each, now)
+            for each in self._kept()
+            if study in ("", study_of(each)) and maker in ("", each.extra.get(MAKER))
         ]
-        return sorted(
-            (
-                each
-                for each in found
-                if study in ("", study_of(each)) and maker in ("", each.extra.get(MAKER))
-            ),
-            key=lambda each: each.created,
-        )
+        return sorted(self._by_end(found, self._clock())[0], key=lambda each: each.created)
+
+    def _kept(self) -> list[Grant]:
+        return [each for each in self._grants.all(SHARE) if isinstance(each, Grant)]
+
+    def _by_end(self, shares: Sequence[Grant], now: float) -> tuple[list[Grant], list[Grant]]:
+        """Those that go on, and those that have ended, or whose key has. Reads all keys at once, behind the
+        shares: a share that was read has a key that can be. A damaged key may be mended: it ends none."""
+        untils = dict[str, float]()
+        sources = [source for each in shares if (source := each.extra.get(SOURCE)) is not None]
+        for kind in {source["kind"] for source in sources}:
+            untils |= dict.fromkeys(self._grants.names(kind), math.inf)
+            untils |= {each.file: each.until for each in self._grants.all(kind) if isinstance(each, Grant)}
+        live, ended = list[Grant](), list[Grant]()
+        for each in shares:
+            source, until = each.extra.get(SOURCE), each.until
+            if source is not None:
+                until = min(until, untils.get(file_of(source["kind"], source["digest"]), 0.0))
+            (ended if until <= now else live).append(each)
+        return live, ended
 
     def revoke(self, share: Grant) -> None:
         with self._grants.changing() as change:
@@ -98,19 +111,6 @@ class Shares:
     def _remove(self, share: Grant, change: GrantChange) -> None:
         change.remove(share)
         change.texts.remove(_tries(share))
-
-    def _sweep(self, now: float, change: GrantChange) -> None:
-        for found in self._grants.all(SHARE):
-            if isinstance(found, Grant) and self._is_over(found, now):
-                self._remove(found, change)
-
-    def _is_over(self, share: Grant, now: float) -> bool:
-        """Whether the share, or the key that made it, has ended."""
-        source = share.extra.get("source")
-        if share.until <= now or source is None:
-            return share.until <= now
-        key = self._grants.find(source["kind"], source["digest"])
-        return key is None or key.until <= now
 
     # The PIN
 
