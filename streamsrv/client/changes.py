@@ -66,7 +66,7 @@ class RemoteChanges:
 
     def _behind(self, since: ChangeMark) -> Iterator[dict[str, Any]]:
         """The changes behind a mark."""
-        after, offset = since.sequence, 0
+        after, offset, former = since.sequence, 0, set[int]()
         while True:
             words: dict[str, object] = {"limit": PAGE, "includeMetadata": "false"}
             if self._counts:
@@ -76,11 +76,14 @@ class RemoteChanges:
             page = self._page(words)
             if not page:
                 return
+            found = {change["sequence"] for change in page}
+            if found <= former:
+                raise ReplyError("the change feed of the service gives the same changes again and again")
             for change in page:
-                if int(change["sequence"]) > since.sequence:
-                    self.mark = ChangeMark(int(change["sequence"]), str(change.get("timestamp", "")))
+                if change["sequence"] > since.sequence:
+                    self.mark = ChangeMark(change["sequence"], str(change.get("timestamp", "")))
                     yield change
-            after, offset = int(page[-1]["sequence"]), offset + len(page)
+            after, offset, former = page[-1]["sequence"], offset + len(page), found
 
     def _page(self, words: dict[str, object]) -> list[dict[str, Any]]:
         try:
@@ -88,7 +91,7 @@ class RemoteChanges:
         except InstanceGone as fault:
             raise ChangesLost(str(fault)) from fault
         if not isinstance(page, list) or not all(
-            isinstance(each, dict) and "sequence" in each for each in page
+            isinstance(each, dict) and isinstance(each.get("sequence"), int) for each in page
         ):
             raise ReplyError("the change feed of the service is no list of changes")
         return page

@@ -284,6 +284,21 @@ def change(sequence):
 
 @pytest.mark.parametrize("place", ["--data"], indirect=True)
 @pytest.mark.parametrize(
+    ("sequence", "sentence"), [(9, "again and again"), ("x", "no list of changes"), (None, "no list of")]
+)
+def test_a_change_feed_without_pages(scripted, place, capsys, sequence, sentence):
+    words = ["pull", "--from", scripted.url, *place]
+    scripted.latest = change(8)
+    assert main(words) == 0
+    scripted.latest = change(9)
+    page = [{"sequence": sequence, "action": "create", "timestamp": "2026-01-01T00:00:00Z"}]
+    scripted.changes = 200, "application/json", json.dumps(page).encode()
+    assert main(words) == FAILED
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["--data"], indirect=True)
+@pytest.mark.parametrize(
     ("before", "latest"),
     [((204, "application/json", b""), change(9)), (change(9), change(12)), (change(9), change(4))],
 )
