@@ -268,6 +268,47 @@ def test_a_restored_database_gets_what_happened_since(cluster, one, two, dump):
     assert get(after, key_of(4)) == payload_of(key_of(4))
 
 
+def test_an_upload_and_a_compaction_whose_commits_the_dump_has_in_part(cluster, one, two, dump, monkeypatch):
+    for module in ("transaction", "maintenance.objects.compact"):
+        monkeypatch.setattr(f"streamsrv.store.{module}.SLICE_INSTANCES", 1)
+    put(one, *map(payload_of, KEYS))
+    one.delete(*KEYS[0])
+    transaction, pairs = begun(two, *(payload_of(key_of(2, 1, number)) for number in range(3)))
+    outcomes = transaction.committing(pairs)
+    next(outcomes)
+    relocate, moved = type(one.index).relocate, []
+
+    def relocating(index, moves, **where):
+        if len(moved) == 1:
+            dump()
+        moved.append(relocate(index, moves, **where))
+        return moved[-1]
+
+    monkeypatch.setattr(type(one.index), "relocate", relocating)
+    assert compact(one, True, 1 << 20).moved == len(moved) == 3
+    monkeypatch.setattr(type(one.index), "relocate", relocate)
+    assert len([*outcomes]) == 2
+    cluster.pass_time()
+    assert swept(one) == 1
+    rows = [one.lookup(f"1.{study}") for study in (1, 2)]
+    cluster.end()
+    dump.load()
+    after = filled(cluster)
+    assert [after.lookup(f"1.{study}") for study in (1, 2)] == rows
+    assert findings(after) == []
+
+
+def test_objects_that_were_whole_long_before_the_dump_are_not_read(cluster, one, dump, monkeypatch):
+    put(one, *map(payload_of, KEYS))
+    dump()
+    cluster.end()
+    dump.load()
+    monkeypatch.setattr("streamsrv.store.maintenance.objects.reindex.COMMITTING", -3_600)
+    derived = []
+    assert reindex(cluster.folder / "verbs", cluster.options, derived.append).instances == len(KEYS)
+    assert derived == []
+
+
 def test_objects_that_are_lost_are_named(cluster, one, dump):
     put(one, *map(payload_of, KEYS))
     segment, key, _ = key_in_bucket(one, KEYS[0])

@@ -78,6 +78,9 @@ _COUNTS = "SELECT state, count(*), coalesce(sum(length), 0)::bigint FROM objects
 
 # Of `reindex`. An object that the index has stays as it is.
 _STATES = "SELECT segment, key, state, node FROM objects WHERE segment = ANY($1)"
+_LAST_MADE = (
+    "SELECT coalesce(extract(epoch FROM max(made)), 0)::bigint FROM objects WHERE node NOT IN ($1, $2)"
+)
 _ADOPT = (
     "INSERT INTO objects (segment, key, state, node, until, moved) VALUES "  # other objects may have copies
     f"($1, $2, 'intent', $3, {_LATER.format('$4')}, '-infinity') ON CONFLICT (segment) DO UPDATE "
@@ -174,6 +177,12 @@ class ObjectTable:
         """Those of the segments that are in the table, in any state."""
         found = self._ask("looking up objects", _STATES, [list(segments)])
         return {segment: ObjectState(*state) for segment, *state in found}
+
+    def last_made(self, other: str) -> int:
+        """When the last object was begun that is neither of this node nor of the other: seconds since 1970,
+        or 0."""
+        ((seconds,),) = self._ask("looking up objects", _LAST_MADE, [self._node, other])
+        return int(seconds)
 
     def adopt(self, segment: int, key: str, seconds: float) -> bool:
         """The intent of an object that is in the bucket. False if the table has the segment already."""

@@ -4,10 +4,13 @@ that was restored from a backup.
 Strategy: the objects and tombstones of the bucket are listed into a scratch table. Instances that a tombstone
 names leave the database. Then each object that the database does not have is read, in the order in which the
 objects were written. Its instances are derived from their bytes and committed, unless a tombstone names them.
+An upload and a compaction may take several transactions, and an older database may have the first ones only.
+So objects are read too that were new then.
 
 Rules of this file
 - No node runs meanwhile: the database says that it is being filled, and no node opens it.
-- Nothing in the bucket is changed. A run that broke off goes on when it is repeated.
+- No object of the bucket is changed or removed. Tombstones that wait in the database are added to it.
+- A run that broke off goes on when it is repeated.
 - Of two records of one instance that no tombstone names, the one that was stored later wins. Both are named.
 - An object without a living instance is condemned, and stays for KEPT seconds.
 """
@@ -78,6 +81,9 @@ from streamsrv.store.store import StoreOptions
 KEPT = 7 * 86_400.0  # seconds
 # The node of objects whose instances are being taken, and of those that are done.
 FILLING, FILLED = "reindex", "reindexed"
+# So many seconds after an object is in the bucket, its transactions have ended. The clocks of bucket and
+# database may differ by less.
+COMMITTING = 3_600.0
 PAGE = 1_000
 SCHEMA = """
 CREATE TABLE objects (segment INTEGER, key TEXT PRIMARY KEY, length INTEGER, modified REAL) WITHOUT ROWID;
@@ -153,6 +159,8 @@ class ObjectReindex:
         self._folder = folder
         self._listed = listed
         self._findings: list[Finding] = []
+        # Objects that the bucket has had since may be in the database in part.
+        self._whole_until = table.last_made(FILLED) - COMMITTING
         self.last_segment = 0
 
     def run(self, was_empty: bool) -> Reindexing:
@@ -237,7 +245,7 @@ class ObjectReindex:
         for lost in portions(self._index.instances_in(missing)) if missing else ():
             register(self._index, [damaged_record(row, MISSING_OBJECT) for row in lost])
 
-    # Objects that the database does not have
+    # Objects that the database does not have, or may have in part
 
     def _unknown(self) -> Iterator[ListedObject]:
         select = "SELECT key, length, modified FROM objects ORDER BY modified, key"
@@ -247,10 +255,15 @@ class ObjectReindex:
             states = self._table.states([number_of(each) for each in objects])
             for each in objects:
                 state = states.get(number_of(each))
-                if state is None or (state.key == each.key and is_unknown(state)):
-                    yield each
-                elif state.key != each.key:
+                if state is not None and state.key != each.key:
                     self._is_taken(each)
+                elif state is None or is_unknown(state) or self._may_be_partial(state, each):
+                    yield each
+
+    def _may_be_partial(self, state: ObjectState, each: ListedObject) -> bool:
+        """An object whose instances were deleted or moved is condemned, until the next slice is committed."""
+        is_named = state.state in ("complete", "condemned") and state.node != FILLED
+        return is_named and each.modified >= self._whole_until
 
     def _is_taken(self, each: ListedObject) -> None:
         what = f"another object is segment {number_of(each)}, too: `streamsrv salvage` reads it"
@@ -260,7 +273,7 @@ class ObjectReindex:
         segment = number_of(each)
         if not self._table.adopt(segment, each.key, KEPT):
             state = self._table.states([segment]).get(segment)
-            if state is None or state.key != each.key or not is_unknown(state):
+            if state is None or state.key != each.key:
                 self._is_taken(each)
                 return
         slice_ = FilledSlice(self._index, self._tombstones.table, segment, each.length, self._is_listed)
