@@ -1,6 +1,7 @@
 """The cache of a node, filled from a bucket that is memory and counts its reads."""
 
 import errno
+import gc
 import os
 import random
 import shutil
@@ -14,7 +15,7 @@ import pytest
 from obstore import delete, put
 from obstore.store import MemoryStore
 
-from streamsrv.errors import BucketUnreachable, InsufficientStorage, SegmentGone, StoreError
+from streamsrv.errors import BucketUnreachable, InsufficientStorage, Overloaded, SegmentGone, StoreError
 from streamsrv.store.objects import cache_folder
 from streamsrv.store.objects.bucket import Bucket
 from streamsrv.store.objects.cache import ObjectCache
@@ -84,6 +85,7 @@ def parts_there(memory):
 
 
 def descriptors():
+    gc.collect()  # those of earlier tests
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -450,6 +452,30 @@ def test_a_disk_that_fails_gets_a_sentence(cached, monkeypatch):
     monkeypatch.setattr(CachedFile, "__init__", fail)
     with pytest.raises(StoreError, match="opening a file"), cached().open([SEGMENT]) as lease:
         hold(lease, 0, 10)
+
+
+@pytest.mark.parametrize("call", ["fstat", "ftruncate"])
+def test_a_file_that_cannot_be_opened_leaves_no_descriptor(cached, monkeypatch, call):
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    cache, before = cached(), descriptors()
+    with monkeypatch.context() as disk, cache.open([SEGMENT]) as lease:
+        disk.setattr(os, call, fail)
+        with pytest.raises(StoreError, match="opening a file"):
+            hold(lease, 0, 10)
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.EMFILE, Overloaded), (errno.EACCES, StoreError)])
+def test_a_folder_that_cannot_be_measured_gets_a_sentence(cached, monkeypatch, number, kind):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as disk, cached(limit=MIB).open([SEGMENT]) as lease:
+        disk.setattr(os, "scandir", fail)
+        with pytest.raises(kind):
+            hold(lease, 0, 10)
 
 
 READS = """

@@ -247,6 +247,8 @@ class ObjectCache:
                 self._put(file, run, length)
         except SegmentGone:
             error = SegmentGone(f"the object of segment {file.segment} is not in the bucket")
+        except OSError as failure:
+            error = system_error(failure, "measuring the cache")
         except BaseException as failure:
             error = failure
         with self._lock:

@@ -55,11 +55,15 @@ class CachedFile:
         self.chunks = -(-length // CHUNK)
         size = self.chunks * (CHUNK + CHECK)
         self.fd = _opened(path)
-        if os.fstat(self.fd).st_size not in (0, size):  # cut by another program
+        try:
+            if os.fstat(self.fd).st_size not in (0, size):  # cut by another program
+                path.unlink(missing_ok=True)
+                old, self.fd = self.fd, _opened(path)
+                os.close(old)
+            os.ftruncate(self.fd, size)
+        except OSError:
             self.close()
-            path.unlink(missing_ok=True)
-            self.fd = _opened(path)
-        os.ftruncate(self.fd, size)
+            raise
 
     @property
     def is_removed(self) -> bool:
