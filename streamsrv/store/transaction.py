@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
-from streamsrv.errors import SegmentGone
+from streamsrv.errors import SegmentGone, StoreCorrupt
 from streamsrv.query.rules import Rule
 from streamsrv.store.fileops import Buffer
 from streamsrv.store.index import Index, Prepared, prepare
@@ -33,7 +33,13 @@ from streamsrv.store.rows import (
 )
 from streamsrv.store.segments.leases import SegmentLease
 from streamsrv.store.segments.records import NO_ID, Record, RecordFormat
-from streamsrv.store.segments.verifying import MISSING_SEGMENT, damage_of, damaged_record, described
+from streamsrv.store.segments.verifying import (
+    MISSING_SEGMENT,
+    SHORT_OBJECT,
+    damage_of,
+    damaged_record,
+    described,
+)
 
 NONCE = 10  # a record id is a nonce of its transaction and the record's number in it
 
@@ -254,7 +260,7 @@ class Duplicates:
                     == lease.pread(segment, offset + at, min(COMPARE_WINDOW, length - at))
                     for at in range(0, length, COMPARE_WINDOW)
                 )
-        except (SegmentGone, OSError):
+        except (SegmentGone, StoreCorrupt, OSError):
             return False  # `_is_damaged` looks again
 
     def _is_damaged(self, row: InstanceRow) -> bool:
@@ -273,6 +279,8 @@ class Duplicates:
                 return damage_of(self._form, lease, row)
         except SegmentGone:
             return MISSING_SEGMENT
+        except StoreCorrupt:
+            return SHORT_OBJECT
         except OSError as error:
             log.error("instance %s cannot be read: %s", "/".join(row.key), error.strerror)
             return ""

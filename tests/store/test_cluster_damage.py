@@ -1,12 +1,17 @@
 """Objects that are lost or decay: what readers get, what `check --segments` finds, and how it heals."""
 
+from types import SimpleNamespace
+
 import pytest
 from cluster_store import KEYS, begun, flip, key_in_bucket
-from store_world import get, payload_of, put
+from store_world import derive, get, open_store, payload_of, put
 
 from streamsrv.errors import InstanceDamaged, SegmentGone, StoreError
 from streamsrv.plans.selection import Selection
 from streamsrv.store import OnDuplicate, Outcome
+from streamsrv.store.maintenance.moving.copying import InstanceCopier
+from streamsrv.store.maintenance.moving.verification import damage_in
+from streamsrv.store.maintenance.objects.check import check
 from streamsrv.store.maintenance.objects.compact import compact
 from streamsrv.store.maintenance.objects.scrub import check_segments
 from streamsrv.store.maintenance.scrub import Pace
@@ -108,6 +113,33 @@ def test_an_instance_is_stored_again(one, two):
     assert names(one) == []
     assert get(one, KEYS[0]) == payload_of(KEYS[0])
     assert [line.split(":")[0] for line in scrubbed(one)] == ["note"]
+
+
+@pytest.mark.parametrize("length", [0, 300])
+def test_tools_go_on_beside_an_object_that_was_cut(one, two, memory, length):
+    put(one, *map(payload_of, KEYS[:2]))
+    put(one, *map(payload_of, KEYS[2:]))
+    for key in (KEYS[1], KEYS[3]):
+        one.delete(*key)
+    (row,) = one.lookup(*KEYS[0])
+    segment, key, content = key_in_bucket(one, KEYS[0])
+    one.rooms.bucket.put(key, content[:length])
+    assert any(f"segment {segment}: an object ends" in str(each) for each in check(two, derive))
+    assert damage_in(two, row) == "its object ends before it"
+    assert any("its object ends before it" in each for each in scrubbed(two))
+    assert names(two) == KEYS[:1]
+    two.index.forget_damage([row.record_id])
+    report = SimpleNamespace(add=lambda *_: None, count_bytes=lambda _: None)
+    with open_store(memory / "target") as target:
+        copier = InstanceCopier(one, target, derive, report)
+        copier.copy(one.lookup("1.1"))
+        assert "an object ends" in copier.reasons[KEYS[0]]
+        assert [each.key for each in target.lookup("1.1")] == [KEYS[2]]
+    assert compact(two, True, 1 << 20).moved == 1
+    assert names(two) == KEYS[:1]
+    two.index.forget_damage([row.record_id])
+    assert put(two, payload_of(KEYS[0])) == [Outcome.REPLACED]
+    assert get(one, KEYS[0]) == payload_of(KEYS[0])
 
 
 def test_wrong_bytes_of_a_cache_alone_are_not_registered(one, two):

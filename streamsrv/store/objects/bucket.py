@@ -229,6 +229,8 @@ def _error(error: BaseException, doing: str) -> StoreError:
         return StoreError("there is no such bucket: make it, or name another one")
     if isinstance(error, FileNotFoundError) or status == HTTPStatus.NOT_FOUND:
         return SegmentGone("an object is gone")
+    if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        return StoreCorrupt("an object ends before the bytes that are wanted")
     log.error("%s the bucket: %s", doing, _first_line(error))
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         return StoreError(

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from streamsrv.errors import InstanceError, SegmentGone, ServerError, StoreError
+from streamsrv.errors import InstanceError, SegmentGone, ServerError, StoreCorrupt, StoreError
 from streamsrv.store.maintenance.check import Derive
 from streamsrv.store.maintenance.scanning import OldIndex
 from streamsrv.store.rows import InstanceKey, InstanceRow, NewInstance, OnDuplicate
@@ -121,8 +121,10 @@ class InstanceCopier:
                 begin = transaction.end
                 try:
                     return self._record(transaction, found)
-                except (SegmentGone, OSError, Unreadable) as reason:
+                except (SegmentGone, StoreCorrupt, OSError, Unreadable) as reason:
                     transaction.back_to(begin)
+                    if isinstance(reason, StoreCorrupt):  # a short object
+                        raise Unreadable(reason.detail) from reason
                     if not isinstance(reason, SegmentGone):
                         raise
                 found = self._current(row.key)

@@ -11,12 +11,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 
-from streamsrv.errors import SegmentGone
+from streamsrv.errors import SegmentGone, StoreCorrupt
 from streamsrv.store.index import DamagedRecord, serial_of, split_triple, unpacked
 from streamsrv.store.maintenance.moving.copying import BEFORE_THE_MOVE, MoveReport, patiently
 from streamsrv.store.maintenance.moving.mark import MoveState, last_sequence
 from streamsrv.store.rows import InstanceKey, InstanceRow
-from streamsrv.store.segments.verifying import MISSING_SEGMENT, damage_of, damaged_record
+from streamsrv.store.segments.verifying import MISSING_SEGMENT, SHORT_OBJECT, damage_of, damaged_record
 from streamsrv.store.store import Store
 
 
@@ -70,5 +70,7 @@ def damage_in(store: Store, row: InstanceRow) -> str:
             return damage_of(store.form, lease, row)
     except SegmentGone:
         return MISSING_SEGMENT
+    except StoreCorrupt:
+        return SHORT_OBJECT
     except OSError as error:
         return f"its bytes cannot be read: {error.strerror}"

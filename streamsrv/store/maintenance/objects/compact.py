@@ -6,7 +6,9 @@ transaction that takes the last record from an object condemns it, and a sweeper
 It runs on one node, beside all others. A node that dies leaves an intent, or copies without a row. At the
 end tombstones go whose objects are gone.
 
-Rules of this file: a record whose bytes are damaged moves too, with the digest of its arrival.
+Rules of this file
+- A record whose bytes are damaged moves too, with the digest of its arrival.
+- A record whose object ends before it stays, and is registered as damaged.
 """
 
 from __future__ import annotations
@@ -14,14 +16,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from streamsrv.errors import SegmentGone
+from streamsrv.errors import SegmentGone, StoreCorrupt
 from streamsrv.store import failpoints
 from streamsrv.store.cluster.store import ClusterStore
 from streamsrv.store.objects.cache_folder import StoredObject
 from streamsrv.store.objects.writer import ObjectWriter
 from streamsrv.store.rows import SLICE_INSTANCES, InstanceRow, Location, SegmentRow
 from streamsrv.store.segments.records import Record
-from streamsrv.store.segments.verifying import WRONG_DIGEST, damaged_record, register
+from streamsrv.store.segments.verifying import SHORT_OBJECT, WRONG_DIGEST, damaged_record, register
 
 # Objects that waste less are left as they are.
 LEAST_WASTE = 64 << 10  # bytes
@@ -106,7 +108,7 @@ class _ObjectCompactor:
         return True
 
     def _copied(self, writer: ObjectWriter, row: InstanceRow, place: StoredObject) -> Record | None:
-        """None if its object has been removed: so has the record."""
+        """None if its object has been removed: so has the record. None too if its object was cut."""
         begin = writer.end
         _, offset, length = row.location
         writer.open_record(row)
@@ -117,12 +119,19 @@ class _ObjectCompactor:
         except SegmentGone:
             writer.back_to(begin)
             return None
+        except StoreCorrupt:
+            writer.back_to(begin)
+            self._register(row, SHORT_OBJECT)
+            return None
         record = writer.close_record()
         if record.digest != row.digest:
             record.digest = row.digest
-            register(self._index, [damaged_record(row, WRONG_DIGEST)])
-            self._report.damaged_instances += 1
+            self._register(row, WRONG_DIGEST)
         return record
+
+    def _register(self, row: InstanceRow, reason: str) -> None:
+        register(self._index, [damaged_record(row, reason)])
+        self._report.damaged_instances += 1
 
     def _swap(self, writer: ObjectWriter, moves: list[tuple[InstanceRow, Record]]) -> int:
         """Returns how many records have moved. The others were deleted or replaced meanwhile."""
