@@ -14,6 +14,8 @@ from streamsrv.store import ChangeKind, OnDuplicate, Store
 from streamsrv.store.maintenance.objects.check import check
 from streamsrv.store.maintenance.objects.compact import compact
 from streamsrv.store.maintenance.objects.reindex import LOSS, reindex
+from streamsrv.store.maintenance.objects.scrub import check_segments
+from streamsrv.store.maintenance.scrub import Pace
 from streamsrv.store.objects.bucket import opened
 from streamsrv.store.objects.layout import fresh_key
 from streamsrv.store.postgresql import cluster_row
@@ -97,11 +99,33 @@ def test_a_tombstone_stays_while_a_copy_of_before_is_there(cluster, one, lose):
     cluster.sql(f"UPDATE objects SET until = now() WHERE segment = {segment}")
     assert swept(after) == 1
     compact(after, False, 1 << 20)
-    assert cluster.sql("SELECT count(*) FROM tombstones") == "1"
+    assert cluster.sql("SELECT count(*) FROM tombstones") == "2"
     cluster.pass_time()
     assert swept(after) == 1
     compact(after, False, 1 << 20)
     assert cluster.sql("SELECT count(*) FROM tombstones") == "0"
+
+
+def test_tombstones_of_a_lost_database_stay_until_their_objects_are_gone(cluster, one, lose):
+    put(one, *map(payload_of, KEYS[:2]))
+    put(one, payload_of(KEYS[2]))
+    for key in (KEYS[0], KEYS[2]):
+        one.delete(*key)
+    lose()
+    after = filled(cluster)
+    tombstones = after.rooms.tombstones
+    assert cluster.sql("SELECT segments FROM tombstones ORDER BY segments").split() == ["{1}", "{2}"]
+    lost = sorted(tombstones.table.keys())[0]
+    after.rooms.bucket.remove(lost)
+    assert [each.where for each in check(after, derive)] == [lost]
+    list(check_segments(after, Pace(0)))
+    assert findings(after) == []
+    assert tombstones.remove_idle() == 0
+    cluster.pass_time()  # the object without a living instance goes
+    assert (swept(after), len(tombstones.table.keys())) == (1, 2)
+    after.delete(*KEYS[1])
+    cluster.pass_time()
+    assert (swept(after), tombstones.remove_idle(), tombstones.table.keys()) == (1, 3, set())
 
 
 def test_damage_is_named(cluster, one, lose):

@@ -13,7 +13,7 @@ Rules of this file
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from streamsrv.store.postgresql.connections import WRITING, Connections, translated
@@ -39,6 +39,12 @@ _IDLE = (
     "SELECT key FROM tombstones WHERE key IS NOT NULL GROUP BY key HAVING bool_and(NOT EXISTS "
     "(SELECT FROM objects WHERE objects.segment = ANY(tombstones.segments) "
     "OR objects.moved <= tombstones.made)) LIMIT $1"
+)
+# Of `reindex`.
+_ADOPT = "INSERT INTO tombstones (key, records, segments, node) VALUES ($1, $2, '{}', $3) RETURNING number"
+_LIES_IN = (
+    "UPDATE tombstones SET segments = segments || $1::bigint WHERE key = ANY(string_to_array($2, ' ')) "
+    "AND $1::bigint <> ALL(segments) RETURNING number"
 )
 _FORGET = "DELETE FROM tombstones WHERE key = $1 RETURNING number"
 
@@ -92,6 +98,14 @@ class TombstoneTable:
     def idle(self, most: int) -> list[str]:
         """Keys of tombstones whose records are gone."""
         return [row[0] for row in self._ask("looking for old tombstones", _IDLE, [most])]
+
+    def adopt(self, key: str, ids: Sequence[bytes]) -> None:
+        """The bucket has a tombstone that the table does not have."""
+        self._ask("noting a tombstone", _ADOPT, [key, b"".join(ids), self._node])
+
+    def lies_in(self, segment: int, keys: Iterable[str]) -> None:
+        """An object has records that these tombstones name."""
+        self._ask("noting tombstones", _LIES_IN, [segment, " ".join(keys)])
 
     def forget(self, key: str) -> None:
         self._ask("forgetting a tombstone", _FORGET, [key])

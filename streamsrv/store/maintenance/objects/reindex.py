@@ -88,7 +88,7 @@ PAGE = 1_000
 SCHEMA = """
 CREATE TABLE objects (segment INTEGER, key TEXT PRIMARY KEY, length INTEGER, modified REAL) WITHOUT ROWID;
 CREATE INDEX objects_by_segment ON objects (segment);
-CREATE TABLE deleted (record_id BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE deleted (record_id BLOB, key TEXT, PRIMARY KEY (record_id, key)) WITHOUT ROWID;
 """
 LOSS = (
     "the database was empty, so the tombstones of the bucket alone tell which instances were deleted. A "
@@ -195,29 +195,44 @@ class ObjectReindex:
             self.last_segment = max(self.last_segment, segment)
 
     def _read_tombstones(self) -> None:
+        """A tombstone that the database does not have belongs to the objects that are read, if they have its
+        records. A damaged one stays in the bucket."""
+        known = self._tombstones.table.keys()
         for each, file in copies_of(self._bucket, self._bucket.listed(TOMBSTONES), self._folder):
             if file is None:
                 continue
+            ids: list[bytes] = []
+            is_whole = True
             for step in self._form.walk(file.fileno(), NO_SEGMENT, each.length):
                 if isinstance(step, DamagedBytes):
                     self._hidden(each.key, step.reason)
+                    is_whole = False
                 elif step.header.kind is RecordKind.TOMBSTONE:
-                    self._read_tombstone(each.key, os.pread(file.fileno(), step.header.length, step.payload))
+                    payload = os.pread(file.fileno(), step.header.length, step.payload)
+                    is_whole &= self._read_tombstone(each.key, payload, ids)
+            self._listed.executemany(
+                "INSERT OR IGNORE INTO deleted VALUES (?, ?)", ((record_id, each.key) for record_id in ids)
+            )
+            if is_whole and each.key not in known:
+                self._tombstones.table.adopt(each.key, ids)
 
-    def _read_tombstone(self, key: str, payload: bytes) -> None:
+    def _read_tombstone(self, key: str, payload: bytes, ids: list[bytes]) -> bool:
+        """Adds the ids that are certain. Returns whether these are all."""
         try:
-            ids = unpack_ids(payload)
+            ids += unpack_ids(payload)
         except TombstoneDamaged as reason:
             self._hidden(key, str(reason))
-            ids = list(reason.certain)
-        self._listed.executemany("INSERT OR IGNORE INTO deleted VALUES (?)", ((each,) for each in ids))
+            ids += reason.certain
+            return False
+        return True
 
     def _hidden(self, key: str, reason: str) -> None:
         self._find(Severity.ERROR, key, f"tombstone: {reason}: deleted instances may be among the others")
 
-    def _is_deleted(self, record_id: bytes) -> bool:
-        select = "SELECT 1 FROM deleted WHERE record_id = ?"
-        return self._listed.execute(select, (record_id,)).fetchone() is not None
+    def _tombstones_of(self, record_id: bytes) -> list[str]:
+        """The keys of the tombstones that name a record."""
+        select = "SELECT key FROM deleted WHERE record_id = ?"
+        return [key for (key,) in self._listed.execute(select, (record_id,))]
 
     def _is_listed(self, segment: int) -> bool:
         select = "SELECT 1 FROM objects WHERE segment = ?"
@@ -228,7 +243,7 @@ class ObjectReindex:
     def _delete_dead(self) -> None:
         """Instances that were deleted or replaced since."""
         for portion in portions(self._index.dump("instances")):
-            dead = [pair for pair in portion if self._is_deleted(record_id_of(pair[1]))]
+            dead = [pair for pair in portion if self._tombstones_of(record_id_of(pair[1]))]
             if dead:
                 self._index.delete(dead, segment=NO_SEGMENT, committed_end=0, dead_bytes=0)
 
@@ -278,18 +293,26 @@ class ObjectReindex:
                 return
         slice_ = FilledSlice(self._index, self._tombstones.table, segment, each.length, self._is_listed)
         damaged = False
+        tombstones: set[str] = set()
         for step in walk_object(self._form, file.fileno(), segment, each.length):
             if isinstance(step, DamagedBytes):
                 what = f"record header: {step.reason}; no record up to byte {step.end}"
                 self._findings.append(error(at(segment, step.offset), what))
                 damaged = True
-            elif step.header.kind is RecordKind.INSTANCE and not self._is_deleted(step.header.record_id):
-                damaged |= not self._instance(file, step, slice_)
+            elif step.header.kind is RecordKind.INSTANCE:
+                if keys := self._tombstones_of(step.header.record_id):
+                    tombstones.update(keys)
+                else:
+                    damaged |= not self._instance(file, step, slice_)
         self._findings += slice_.flush()
+        if tombstones:
+            self._tombstones.table.lies_in(segment, tombstones)
         if self._index.segment(segment) is not None:
             self._table.filled(segment, FILLED)
         elif damaged:
-            self._table.give_up(segment, uploading=False)  # it stays in the bucket
+            self._table.give_up(segment, uploading=False)  # it stays in the bucket, and its tombstones do
+            for key in tombstones:
+                self._tombstones.table.forget(key)
         else:
             self._table.condemn(segment, each.length, FILLED, KEPT)
 
