@@ -7,6 +7,12 @@ from obstore import put
 
 from streamsrv.store.objects.cache import ObjectCache
 from streamsrv.store.objects.cache_folder import StoredObject
+from streamsrv.store.objects.layout import fresh_stem
+
+
+def fresh_key(segment):
+    """As the table of objects makes it."""
+    return f"{fresh_stem()}{segment:08x}"
 
 
 def upload(bucket_store, layout):

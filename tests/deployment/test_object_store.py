@@ -12,6 +12,7 @@ import time
 from urllib.parse import urlsplit
 
 import pytest
+from object_world import fresh_key
 from obstore import put
 from seaweed import ADMIN, BUCKET, NODE, Seaweed, store_of
 
@@ -19,7 +20,7 @@ from streamsrv.errors import BucketUnreachable, SegmentGone, StoreError
 from streamsrv.store.objects.bucket import PART, PARTS_AT_ONCE, opened
 from streamsrv.store.objects.cache import ObjectCache
 from streamsrv.store.objects.cache_folder import StoredObject
-from streamsrv.store.objects.layout import fresh_key, walk_object
+from streamsrv.store.objects.layout import walk_object
 from streamsrv.store.objects.writer import ObjectWriter
 from streamsrv.store.segments.records import PayloadDigest, RecordFormat
 from streamsrv.store.segments.segments import Clock

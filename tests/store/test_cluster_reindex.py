@@ -7,6 +7,7 @@ import threading
 import pytest
 from cluster_store import KEYS, begun, flip, key_in_bucket, swept, waited
 from database_server import USER, programs
+from object_world import fresh_key
 from store_world import derive, get, key_of, payload_of, put
 
 from streamsrv.errors import IndexUnreachable, StoreError, StoreLocked, WrongStore
@@ -17,7 +18,6 @@ from streamsrv.store.maintenance.objects.reindex import LOSS, reindex
 from streamsrv.store.maintenance.objects.scrub import check_segments
 from streamsrv.store.maintenance.scrub import Pace
 from streamsrv.store.objects.bucket import opened
-from streamsrv.store.objects.layout import fresh_key
 from streamsrv.store.postgresql import cluster_row
 
 

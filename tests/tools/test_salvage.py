@@ -11,6 +11,7 @@ import subprocess
 
 import pytest
 from hostile_files import element, instance
+from object_world import fresh_key
 from obstore.store import MemoryStore
 from seaweed import BUCKET, variables
 from small_client import file_of, key_of
@@ -19,7 +20,6 @@ from streamsrv.cli import FAILED, main
 from streamsrv.ingest.derivation import derive
 from streamsrv.store import OnDuplicate, Store, StoreOptions
 from streamsrv.store.objects.bucket import Bucket
-from streamsrv.store.objects.layout import fresh_key
 from streamsrv.store.objects.writer import ObjectWriter
 from streamsrv.store.segments.records import (
     HEADER,

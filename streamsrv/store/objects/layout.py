@@ -75,11 +75,6 @@ def segment_of(key: str) -> int | None:
     return int(found[1], 16) if found else None
 
 
-def fresh_key(segment: int) -> str:
-    """A key that was never used."""
-    return f"{fresh_stem()}{segment:08x}"
-
-
 class Patch(NamedTuple):
     """A header that replaces the one at `offset`."""
 
