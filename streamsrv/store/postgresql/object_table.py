@@ -19,7 +19,7 @@ Rules of this file
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import psycopg
@@ -82,11 +82,12 @@ _LAST_MADE = (
     "SELECT coalesce(extract(epoch FROM max(made)), 0)::bigint FROM objects WHERE node NOT IN ($1, $2)"
 )
 _ADOPT = (
-    "INSERT INTO objects (segment, key, state, node, until, moved) VALUES "  # other objects may have copies
-    f"($1, $2, 'intent', $3, {_LATER.format('$4')}, '-infinity') ON CONFLICT (segment) DO UPDATE "
-    "SET state = 'intent', node = EXCLUDED.node, until = EXCLUDED.until, moved = EXCLUDED.moved "
+    "INSERT INTO objects (segment, key, state, node, until) VALUES "
+    f"($1, $2, 'intent', $3, {_LATER.format('$4')}) ON CONFLICT (segment) DO UPDATE "
+    "SET state = 'intent', node = EXCLUDED.node, until = EXCLUDED.until "
     "WHERE objects.key = EXCLUDED.key AND objects.state IN ('intent', 'swept') RETURNING segment"
 )
+_COPIED = "UPDATE objects SET moved = '-infinity' WHERE segment = ANY($1) RETURNING segment"
 _FILLED = "UPDATE objects SET node = $1 WHERE segment = $2 RETURNING segment"
 _CONDEMN = (
     f"UPDATE objects SET state = 'condemned', node = $1, length = $2, until = {_LATER.format('$3')} "
@@ -187,6 +188,10 @@ class ObjectTable:
     def adopt(self, segment: int, key: str, seconds: float) -> bool:
         """The intent of an object that is in the bucket. False if the table has the segment already."""
         return bool(self._ask("noting an object", _ADOPT, [segment, key, self._node, seconds]))
+
+    def copied(self, segments: Iterable[int]) -> None:
+        """Other objects list records of these too, or may."""
+        self._ask("noting objects", _COPIED, [sorted(segments)])
 
     def filled(self, segment: int, node: str) -> None:
         """The index has all instances of an adopted object."""

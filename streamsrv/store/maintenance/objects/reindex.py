@@ -305,6 +305,8 @@ class ObjectReindex:
                 else:
                     damaged |= not self._instance(file, step, slice_)
         self._findings += slice_.flush()
+        if damaged or slice_.others:
+            self._table.copied({segment, *slice_.others})
         if tombstones:
             self._tombstones.table.lies_in(segment, tombstones)
         if self._index.segment(segment) is not None:
@@ -354,6 +356,7 @@ class FilledSlice:
         self._waiting: dict[InstanceKey, NewInstance] = {}
         self._size = 0
         self._damaged: list[InstanceRow] = []
+        self.others: set[int] = set()  # segments that have copies of its records
 
     def add(self, new: NewInstance, *, damaged: bool) -> list[Finding]:
         """Findings are those of a commit that it may cause."""
@@ -381,6 +384,8 @@ class FilledSlice:
             elif row.record_id == new.row.record_id:  # a copy of a compaction
                 if not self._is_listed(row.location.segment):
                     moves.append((row, new.row.location))
+                elif row.location.segment != self.segment:
+                    self.others.add(row.location.segment)
             else:
                 findings.append(error(f"instance {'/'.join(row.key)}", TWICE))
                 if new.row.stored_at > row.stored_at:
