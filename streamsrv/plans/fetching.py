@@ -23,7 +23,7 @@ from typing import NamedTuple
 from streamsrv.store import Fetcher, Location, SegmentLease
 from streamsrv.wire.answers import Answer, ByteStream, Piece, Span, Windows
 
-AHEAD = 2
+AHEAD = 3
 SHORT_WINDOW = 1 << 20  # bytes
 PIECES = 1_024  # of one window
 
