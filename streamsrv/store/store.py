@@ -37,7 +37,7 @@ from streamsrv.store.rows import InstanceRow, SegmentRow
 from streamsrv.store.segments import tombstones, verifying
 from streamsrv.store.segments.leases import Readers, SegmentLease
 from streamsrv.store.segments.manifest import Manifest, Slot, State
-from streamsrv.store.segments.records import RecordFormat, damaged_headers
+from streamsrv.store.segments.records import NO_HEADER, RecordFormat, damaged_headers
 from streamsrv.store.segments.segments import SEGMENT_SIZE, Segments
 from streamsrv.store.segments.transaction import SegmentTransaction
 from streamsrv.store.transaction import Transaction
@@ -323,12 +323,19 @@ def problems(layout: Layout, form: RecordFormat, manifest: Manifest, index: Inde
         yield Problem("manifest, byte 0", "its header is damaged: run reindex")
     for segment in slots.damaged:
         yield Problem(f"manifest, segment {segment}", "its checksum is wrong: run reindex")
-    for segment, reason in damaged_headers(layout.segment_files(), form):
-        yield Problem(f"segment {segment}, byte 0", f"{reason}: run reindex")
+    headers = list(damaged_headers(layout.segment_files(), form))
+    rows: dict[int, SegmentRow] = {}
+    unread = ""
     try:
         rows = _rows(index, slots.known)
     except StoreCorrupt as reason:
-        yield Problem("index database segments", reason.detail)
+        unread = reason.detail
+    for segment, what in headers:
+        # The power may go before the header of a new segment is on the disk: its next writer writes it.
+        if what != NO_HEADER or segment not in rows or not rows[segment].empty:
+            yield Problem(f"segment {segment}, byte 0", f"{what}: run reindex")
+    if unread:
+        yield Problem("index database segments", unread)
         return
     _require_current(rows, slots.known)
     for row in rows.values():

@@ -93,6 +93,23 @@ def test_a_new_segment_whose_creator_died_before_its_header(folder):
         assert store.layout.segment(2).read_bytes() == pack_file_header(store.form, 2)
 
 
+def test_the_power_goes_before_a_header_is_on_the_disk(folder):
+    """The length is there, and the bytes are not. Nothing in the segment was acknowledged."""
+    with open_store(folder) as store:
+        number = store.index.add_segment()
+        path = folder / "segments" / f"{number:08d}.seg"
+        path.write_bytes(bytes(FIRST_RECORD + 100))
+        assert list(check(store, derive)) == []
+    with open_store(folder) as store:
+        assert list(check(store, derive)) == []
+        put(store, payload_of(key_of(2)))
+        assert list(check(store, derive)) == []
+    path_in(folder).write_bytes(bytes(FIRST_RECORD) + path_in(folder).read_bytes()[FIRST_RECORD:])
+    with open_store(folder) as store:
+        (finding,) = check(store, derive)
+        assert str(finding) == "error: segment 1, byte 0: segment header: it is not written: run reindex"
+
+
 def test_a_segment_that_is_gone_while_the_headers_are_read(folder):
     files = {1: path_in(folder), 7: folder / "segments" / "00000007.seg"}
     with open_store(folder) as store:

@@ -451,6 +451,9 @@ def is_file_header_damaged(raw: bytes, form: RecordFormat, path: Path) -> bool:
     raise WrongStore(f"{path} is segment {segment} of this store: give the file its name back")
 
 
+NO_HEADER = "segment header: it is not written"
+
+
 def damaged_headers(files: dict[int, Path], form: RecordFormat) -> Iterator[tuple[int, str]]:
     """(segment, reason) of each damaged header; a file shorter than a header is left out. Raises WrongStore
     if a file is foreign."""
@@ -467,4 +470,4 @@ def damaged_headers(files: dict[int, Path], form: RecordFormat) -> Iterator[tupl
             yield segment, f"segment header: {error.strerror}"
             continue
         if len(raw) == FIRST_RECORD and is_file_header_damaged(raw, form, path):
-            yield segment, "segment header: its checksum is wrong"
+            yield segment, "segment header: its checksum is wrong" if any(raw) else NO_HEADER
