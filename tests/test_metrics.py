@@ -32,7 +32,7 @@ from streamsrv.store import Store
 from streamsrv.web.actions import KINDS, request_kind
 from streamsrv.wire.resources import Kind
 
-PATIENCE = 30.0
+PATIENCE = 120.0  # seconds; the scrubber gives way to all other work
 FRAME = {"Accept": 'multipart/related; type="application/octet-stream"; transfer-syntax=*'}
 
 
@@ -185,6 +185,7 @@ def test_the_state_of_the_store(monitored):
     assert monitored.value("streamsrv_segment_bytes", state="live") > 40_000
     assert monitored.value("streamsrv_index_bytes", state="used") > 4_096
     assert monitored.value("streamsrv_disk_free_bytes") > monitored.value("streamsrv_disk_reserve_bytes") > 0
+    monitored.until(0, "streamsrv_scrub_unverified_bytes")
     assert monitored.value("streamsrv_scrub_bytes_total") > 0
     assert abs(monitored.value("streamsrv_start_time_seconds") - time.time()) < 600
 
