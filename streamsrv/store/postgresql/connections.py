@@ -179,6 +179,13 @@ class Connections:
             link = self.take()
         raise AssertionError
 
+    def ask(self, doing: str, statements: list[Asked], patience: float) -> list[list[Any]]:
+        """The rows of statements that leave no transaction open. Raises StoreError."""
+        with translated(doing):
+            link, answers = self.begun(statements, patience)
+        self.give_back(link, usable=True)
+        return answers
+
     def give_back(self, link: PipelineLink, *, usable: bool) -> None:
         if usable and not self._closed and not link.closed:
             self._free.append(link)

@@ -171,10 +171,7 @@ class DatabaseDocuments(Documents):
 
     def _asked(self, doing: str, asked: list[Asked], patience: float) -> list[list[Row]]:
         self._require_store()
-        with translated(doing):
-            link, answers = self._connections.begun(asked, patience)
-        self._connections.give_back(link, usable=True)
-        return answers
+        return self._connections.ask(doing, asked, patience)
 
     def _require_store(self) -> None:
         if not self.exist():

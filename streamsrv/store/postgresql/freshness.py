@@ -31,8 +31,8 @@ from typing import NamedTuple
 
 from streamsrv.errors import AnnouncementLost, StoreError
 from streamsrv.store.ordered_map import Transaction
-from streamsrv.store.postgresql.connections import WRITING, Connections, translated
-from streamsrv.store.postgresql.link import Asked, Value
+from streamsrv.store.postgresql.connections import WRITING, Connections
+from streamsrv.store.postgresql.link import Asked
 
 # All in seconds. Clocks of two machines differ by some microseconds in a lease.
 LEASE = 0.020
@@ -125,7 +125,7 @@ class AnnouncedRemoval:
         """Waits until no process has a lease."""
         self.withdraw()
         self._token, self._made = secrets.token_bytes(16), time.monotonic()
-        _tell(self._connections, "announcing a removal", _ANNOUNCE, self._token)
+        self._connections.ask("announcing a removal", [Asked(_ANNOUNCE, [self._token])], WRITING)
         time.sleep(LEASE + MARGIN)
 
     def keep_up(self) -> None:
@@ -140,7 +140,7 @@ class AnnouncedRemoval:
     def withdraw(self) -> None:
         if self._token:
             with contextlib.suppress(StoreError):  # it goes after DEAD seconds
-                _tell(self._connections, "withdrawing a removal", _WITHDRAW, self._token)
+                self._connections.ask("withdrawing a removal", [Asked(_WITHDRAW, [self._token])], WRITING)
             self._token = b""
 
 
@@ -172,10 +172,4 @@ class Removals:
         """Drop the announcements of dead processes, now and then."""
         if time.monotonic() - self._swept_at > AGED:
             self._swept_at = time.monotonic()
-            _tell(self._connections, "dropping announcements", _SWEEP, DEAD)
-
-
-def _tell(connections: Connections, doing: str, statement: str, value: Value) -> None:
-    with translated(doing):
-        link, _ = connections.begun([Asked(statement, [value])], WRITING)
-    connections.give_back(link, usable=True)
+            self._connections.ask("dropping announcements", [Asked(_SWEEP, [DEAD])], WRITING)

@@ -219,7 +219,5 @@ class ObjectTable:
         return {state: (number, size) for state, number, size in self._ask("counting objects", _COUNTS, [])}
 
     def _ask(self, doing: str, statement: str, values: Sequence[Value]) -> list[Row]:
-        with translated(doing):
-            link, (rows,) = self._connections.begun([Asked(statement, values)], WRITING)
-        self._connections.give_back(link, usable=True)
+        (rows,) = self._connections.ask(doing, [Asked(statement, values)], WRITING)
         return rows

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from streamsrv.store.postgresql.connections import WRITING, Connections, translated
+from streamsrv.store.postgresql.connections import WRITING, Connections
 from streamsrv.store.postgresql.link import Asked, Row, Value
 
 CREATED = (
@@ -111,7 +111,5 @@ class TombstoneTable:
         self._ask("forgetting a tombstone", _FORGET, [key])
 
     def _ask(self, doing: str, statement: str, values: Sequence[Value]) -> list[Row]:
-        with translated(doing):
-            link, (rows,) = self._connections.begun([Asked(statement, values)], WRITING)
-        self._connections.give_back(link, usable=True)
+        (rows,) = self._connections.ask(doing, [Asked(statement, values)], WRITING)
         return rows
