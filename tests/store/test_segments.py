@@ -157,7 +157,7 @@ def test_no_descriptor_is_kept(store):
         acquired = store.segments.acquire()
         acquired.append([b"x"])
         acquired.release()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_after_a_failed_sync_the_segment_is_sealed_and_never_synced_again(tmp_path):

@@ -122,7 +122,7 @@ def test_of_racing_processes_one_wins(tmp_path):
 
 
 def test_nothing_leaks(memory):
-    """Descriptors and threads, over all that a store does."""
+    """Descriptors and threads, over all that a store does. Those of tests before may end meanwhile."""
 
     def work():
         with open_store(memory) as store:
@@ -148,7 +148,8 @@ def test_nothing_leaks(memory):
     for _ in range(5):
         work()
     gc.collect()
-    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == (descriptors, threads)
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
+    assert threading.active_count() <= threads
 
 
 class Model:

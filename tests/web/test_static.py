@@ -115,7 +115,7 @@ def test_descriptors_are_closed(tmp_path):
         sent(resolved(file_answer(asked(**headers), file, POLICY)))
     with pytest.raises(RangeNotSatisfiable):
         resolved(file_answer(asked(range="bytes=99999-"), file, POLICY))
-    assert len(os.listdir("/proc/self/fd")) == open_before
+    assert len(os.listdir("/proc/self/fd")) <= open_before
 
 
 def test_media_types():
