@@ -21,6 +21,7 @@ FLOORS = {
     "streamsrv.errors": 0,
     "streamsrv.config": 0,
     "streamsrv.settings": 0,
+    "streamsrv.boot_clock": 0,
     "streamsrv.bounded_cache": 0,
     "streamsrv.metrics": 0,
     "streamsrv.run_table": 0,

@@ -21,8 +21,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
 from streamsrv.dicom.explicit import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from streamsrv.dimse.channel import Channel, Piece
-from streamsrv.dimse.connections import PlainConnection
+from streamsrv.dimse.channel import LONGEST_SENT, Channel, Piece
+from streamsrv.dimse.connections import AT_ONCE, PlainConnection
 from streamsrv.dimse.operations import KINDS, Operation, operation_of
 from streamsrv.dimse.protocol import pdus
 from streamsrv.dimse.protocol.commands import (
@@ -56,8 +56,6 @@ WINDOW = 8  # operations; each may hold a buffer of 4 MiB
 # Seconds in which the peer may read the last PDU.
 LINGER = 1.0
 SHORTEST_PDU = 256  # bytes of P-DATA-TF that a peer has to take: a response has up to 250
-LONGEST_SENT = 1 << 18  # bytes of a P-DATA-TF to a peer that takes any
-AT_ONCE = 1 << 18  # bytes that the peer takes within `stall_timeout`
 
 
 class AssociationLimits(NamedTuple):
@@ -386,9 +384,7 @@ class Association:
         view = memoryview(content)
         view = view[self._connection.send_at_once(view) :]
         try:
-            for at in range(0, len(view), AT_ONCE):
-                async with asyncio.timeout(self._limits.stall_timeout):
-                    await self._connection.send(view[at : at + AT_ONCE])
+            await self._connection.send_paced(view, self._limits.stall_timeout)
         except TimeoutError:
             self.end(f"it took less than {AT_ONCE} bytes in {self._limits.stall_timeout:g} s")
             raise

@@ -27,6 +27,7 @@ PORTION = 1 << 20  # bytes of a stored dataset that are read at a time
 MOST_FRAGMENTS = 512  # of one portion; the kernel takes 1,024
 FRONT = 1 << 10  # bytes of a buffer for the command set
 BUFFER = FRONT + PORTION + MOST_FRAGMENTS * _HEADS
+LONGEST_SENT = 1 << 18  # bytes of a P-DATA-TF to a peer that takes any
 
 
 class PeerLost(ConnectionError):

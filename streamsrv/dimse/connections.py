@@ -13,6 +13,7 @@ import socket
 import ssl
 
 ENCRYPTED = 1 << 17  # bytes that are received at a time
+AT_ONCE = 1 << 18  # bytes that a peer has to take in time
 
 
 class PlainConnection:
@@ -47,6 +48,12 @@ class PlainConnection:
     async def send(self, content: bytes | memoryview) -> None:
         """Waits until the socket has taken the bytes. Raises OSError."""
         await self._loop.sock_sendall(self._socket, content)
+
+    async def send_paced(self, content: memoryview, patience: float) -> None:
+        """As `send`. Raises TimeoutError if the peer takes less than AT_ONCE bytes in `patience` seconds."""
+        for at in range(0, len(content), AT_ONCE):
+            async with asyncio.timeout(patience):
+                await self.send(content[at : at + AT_ONCE])
 
     def stop_reading(self) -> None:
         with contextlib.suppress(OSError):

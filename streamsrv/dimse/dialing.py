@@ -18,8 +18,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 
 from streamsrv.dicom.explicit import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from streamsrv.dimse.channel import Channel, PeerLost, Piece
-from streamsrv.dimse.connections import PlainConnection, TlsConnection
+from streamsrv.dimse.channel import LONGEST_SENT, Channel, PeerLost, Piece
+from streamsrv.dimse.connections import AT_ONCE, PlainConnection, TlsConnection
 from streamsrv.dimse.destinations import MoveDestination, destination_of
 from streamsrv.dimse.protocol import pdus
 from streamsrv.dimse.protocol.commands import LONGEST_COMMAND, RESPONSE, command_of
@@ -31,8 +31,6 @@ from streamsrv.web.connection.certificates import CIPHERS, VERSIONS, ServerCerti
 
 log = logging.getLogger("streamsrv.dimse")
 
-LONGEST_SENT = 1 << 18  # bytes of a P-DATA-TF to a peer that takes any
-AT_ONCE = 1 << 18  # bytes that the peer takes within `stall_timeout`
 MOST_CONTEXTS = 128  # of an association (PS3.8 9.3.2.2: odd numbers of one byte)
 LINGER = 1.0  # seconds in which the peer answers a release
 
@@ -228,10 +226,7 @@ class OutgoingAssociation:
     async def _put(self, piece: Piece) -> None:
         if self._layer.state is not LayerState.ESTABLISHED or self._connection is None:
             raise PeerLost("the association has ended")
-        view = memoryview(piece)
-        for at in range(0, len(view), AT_ONCE):
-            async with asyncio.timeout(self._settings.stall_timeout):
-                await self._connection.send(view[at : at + AT_ONCE])
+        await self._connection.send_paced(memoryview(piece), self._settings.stall_timeout)
 
     async def close(self) -> None:
         """Releases an association that is established and idle, else aborts it."""

@@ -589,7 +589,7 @@ def test_a_damaged_record_moves_and_stays_damaged(one, cluster):
 
 
 def test_one_compaction_at_a_time(one, two):
-    with one.rooms.table.alone():
+    with one.rooms.table.excluding_compactions():
         for call in (lambda: compact(two, False, 1), lambda: findings(two)):
             with pytest.raises(StoreLocked):
                 call()

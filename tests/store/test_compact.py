@@ -213,7 +213,7 @@ def test_slices(store, monkeypatch):
     assert compact(store, everything=True).moved == 20
     assert contents(store) == before
     assert well(store)
-    monkeypatch.setattr(compaction, "SLICE_BYTES", 1)
+    monkeypatch.setattr(compaction, "MOVED_BYTES", 1)
     assert compact(store, everything=True).moved == 20
     assert contents(store) == before
     assert well(store)

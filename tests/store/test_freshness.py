@@ -55,8 +55,8 @@ def sql(database_server, schema):
 def clock(monkeypatch):
     """The time that leases are compared with."""
     now = SimpleNamespace(time=1000.0)
-    monkeypatch.setattr(freshness, "clock", lambda: now.time)
-    monkeypatch.setattr("streamsrv.store.postgresql.database.clock", lambda: now.time)
+    monkeypatch.setattr(freshness, "boot_seconds", lambda: now.time)
+    monkeypatch.setattr("streamsrv.store.postgresql.database.boot_seconds", lambda: now.time)
     return now
 
 
@@ -89,9 +89,9 @@ def waited(condition):
 def test_a_version_may_be_used_for_a_while(reader, clock):
     assert reader.version_at_hand() is None
     version = reader.version()
-    clock.time += freshness.LEASE / 4
+    clock.time += freshness.VERSION_LEASE / 4
     assert reader.version_at_hand() == version
-    clock.time += freshness.LEASE * 3 / 4
+    clock.time += freshness.VERSION_LEASE * 3 / 4
     assert reader.version_at_hand() is None
 
 
@@ -121,7 +121,7 @@ def test_a_lease_is_renewed_while_requests_come_and_an_idle_node_asks_nothing(re
     version = reader.version()
     first = len(asked)
     for renewal in range(1, 4):
-        clock.time += freshness.LEASE - freshness.RENEWED / 2
+        clock.time += freshness.VERSION_LEASE - freshness.RENEWED / 2
         assert [reader.version_at_hand() for _ in range(100)] == [version] * 100
         waited(lambda: not reader._environment._freshness._asking)
         assert len(asked) == first + renewal
@@ -135,7 +135,7 @@ def test_a_database_that_is_away_gives_no_lease(reader, database_server, clock):
     reader.version()
     database_server.stop("immediate")
     try:
-        clock.time += freshness.LEASE - freshness.RENEWED / 2
+        clock.time += freshness.VERSION_LEASE - freshness.RENEWED / 2
         assert reader.version_at_hand() is not None
         waited(lambda: not reader._environment._freshness._asking)
         clock.time += freshness.RENEWED
@@ -149,7 +149,7 @@ def test_a_database_that_is_away_gives_no_lease(reader, database_server, clock):
 
 @pytest.mark.parametrize("how", ["delete", "replace", "damage"])
 def test_no_node_has_an_older_version_at_hand_when_a_removal_commits(index, reader, url, monkeypatch, how):
-    monkeypatch.setattr(freshness, "LEASE", 0.3)
+    monkeypatch.setattr(freshness, "VERSION_LEASE", 0.3)
     looking = open_index(url)
     row, version = looking.rows(limit=1), fresh(reader)
     thread = threading.Thread(target=remove, args=(index, 1, how))
@@ -163,7 +163,7 @@ def test_no_node_has_an_older_version_at_hand_when_a_removal_commits(index, read
 
 
 def test_new_instances_take_no_lease_away(index, reader, monkeypatch):
-    monkeypatch.setattr(freshness, "LEASE", LONG)
+    monkeypatch.setattr(freshness, "VERSION_LEASE", LONG)
     version = reader.version()
     monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("a store waits"))
     index.commit([new_instance(("2.1", "2.1.1", "2.1.1.1"), 50)], **AT)
@@ -172,9 +172,9 @@ def test_new_instances_take_no_lease_away(index, reader, monkeypatch):
 
 
 def test_a_removal_that_is_announced_gives_no_lease(index, reader, monkeypatch):
-    monkeypatch.setattr(freshness, "LEASE", 0)
+    monkeypatch.setattr(freshness, "VERSION_LEASE", 0)
     with index.removing():
-        monkeypatch.setattr(freshness, "LEASE", LONG)
+        monkeypatch.setattr(freshness, "VERSION_LEASE", LONG)
         reader.version()
         assert reader.version_at_hand() is None
     version = reader.version()
@@ -188,7 +188,7 @@ def test_a_block_of_removals_waits_once(index, sql, monkeypatch):
         for number in range(3):
             remove(index, number, "delete")
         assert sql("SELECT count(*) FROM removals") == "1"
-    assert waits == [freshness.LEASE + freshness.MARGIN]
+    assert waits == [freshness.VERSION_LEASE + freshness.MARGIN]
     assert sql("SELECT count(*) FROM removals") == "0"
     assert len(index.rows()) == 1
 
@@ -248,7 +248,7 @@ def test_a_removal_whose_commit_is_looked_up_has_waited(
     """Its connection breaks in the commit, so that nobody knows for a while."""
     broken = open_index(url.replace(str(database_server.folder), str(memory)))
     between.lose = once("after")
-    monkeypatch.setattr(freshness, "LEASE", 0.3)
+    monkeypatch.setattr(freshness, "VERSION_LEASE", 0.3)
     version = fresh(reader)
     broken.delete(index.packed("1.1", limit=1), dead_bytes=1, **AT)
     assert between.lose.state["done"]

@@ -128,7 +128,7 @@ def test_a_second_run_brings_what_is_new_and_reads_it_once(source, any_target):
 def test_changes_of_the_source_meanwhile(source, any_target, monkeypatch):
     target = any_target
     put(source, *map(payload_of, KEYS[:8]))
-    monkeypatch.setattr(movers, "PORTION_INSTANCES", 1)
+    monkeypatch.setattr(movers, "PORTION_BYTES", 1)
     acts = [
         lambda: put(source, payload_of(KEYS[9])),
         lambda: source.delete(*KEYS[0]),

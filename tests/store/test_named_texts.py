@@ -160,14 +160,14 @@ def test_a_document_that_was_removed_is_forgotten_after_an_hour(documents, datab
 def test_a_lease_that_was_not_renewed_is_lost(documents, schema, tmp_path, database_server, monkeypatch):
     """As that of a node that was stopped, and wakes up."""
     with documents.leased() as mine, contextlib.closing(DatabaseDocuments(schema, tmp_path.name)) as two:
-        clock = rows._clock()
+        clock = rows.boot_seconds()
         assert mine.holds()
         database_server.sql(f"UPDATE of_documents.leases SET until = now() WHERE name = '{tmp_path.name}'")
         with two.leased() as theirs:
             with pytest.raises(LeaseLost), documents.changing(mine) as change:
                 change.write("a", b"1")
             assert documents.names() == []
-            monkeypatch.setattr(rows, "_clock", lambda: clock + rows.FRESH)
+            monkeypatch.setattr(rows, "boot_seconds", lambda: clock + rows.FRESH)
             assert (mine.holds(), mine.holds()) == (False, False)
             with two.changing(theirs) as change:
                 change.write("a", b"2")
@@ -176,8 +176,8 @@ def test_a_lease_that_was_not_renewed_is_lost(documents, schema, tmp_path, datab
 
 def test_a_lease_ends_by_the_clock_of_its_process(documents, monkeypatch):
     with documents.leased() as mine:
-        clock = rows._clock()
-        monkeypatch.setattr(rows, "_clock", lambda: clock + rows.LEASE + 1)
+        clock = rows.boot_seconds()
+        monkeypatch.setattr(rows, "boot_seconds", lambda: clock + rows.DOCUMENTS_LEASE + 1)
         monkeypatch.setattr(documents, "ask", None)  # the database is not asked
         assert not mine.holds()
         monkeypatch.undo()

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from streamsrv.errors import InsufficientStorage, SegmentGone, StoreLocked
 from streamsrv.store import failpoints
 from streamsrv.store.locks import Locks
+from streamsrv.store.maintenance.portions import sized_portions
 from streamsrv.store.rows import SLICE_INSTANCES, InstanceRow, Location, SegmentRow
 from streamsrv.store.segments import leftovers
 from streamsrv.store.segments.leases import LINGER, FileLease
@@ -55,7 +56,7 @@ GROUP_SHARE = 4
 # Victims in one group: a process may have 1,024 descriptors.
 GROUP_MOST = 512
 # Bytes copied and synced at once: bounds the waste of a crash, and the growth of a segment over its size.
-SLICE_BYTES = 256 << 20
+MOVED_BYTES = 256 << 20
 
 
 @dataclass(slots=True)
@@ -243,23 +244,11 @@ class _Compactor:
             yield group
 
     def _compact_group(self, victims: list[int]) -> None:
-        for rows in self._portions(frozenset(victims)):
+        for rows in sized_portions(self._index.instances_in(frozenset(victims)), MOVED_BYTES):
             self._move(rows)
         for victim in victims:
             self._keep_tombstones(victim)
             self._unlink(victim)
-
-    def _portions(self, victims: frozenset[int]) -> Iterator[list[InstanceRow]]:
-        portion: list[InstanceRow] = []
-        size = 0
-        for row in self._index.instances_in(victims):
-            portion.append(row)
-            size += row.location.length
-            if len(portion) == SLICE_INSTANCES or size >= SLICE_BYTES:
-                yield portion
-                portion, size = [], 0
-        if portion:
-            yield portion
 
     def _move(self, rows: list[InstanceRow]) -> None:
         output = self._room()

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
 import numpy
 
@@ -21,6 +19,7 @@ from streamsrv.errors import InstanceError, StoreCorrupt, StoreError
 from streamsrv.store.fileops import write_all
 from streamsrv.store.index import DamagedRecord, Index
 from streamsrv.store.maintenance.check import Severity, at, stored_record
+from streamsrv.store.maintenance.portions import portions
 from streamsrv.store.maintenance.scanning import Scan, Sources, is_whole
 from streamsrv.store.rows import (
     FIRST_RECORD,
@@ -44,8 +43,6 @@ from streamsrv.store.segments.records import (
     pack_ids,
 )
 from streamsrv.store.segments.verifying import WRONG_DIGEST, damaged_record
-
-Item = TypeVar("Item")
 
 
 class Rebuild:
@@ -78,7 +75,7 @@ class Rebuild:
             if segment.dead:
                 index.delete((), segment=number, committed_end=segment.end, dead_bytes=segment.dead)
         self._write_tombstones(index)
-        for portion in _portions(self._damaged):
+        for portion in portions(self._damaged):
             index.register_damage(portion)
 
     def _use_up_numbers(self, index: Index) -> None:
@@ -171,7 +168,7 @@ class Rebuild:
 
     def _compare(self, index: Index, batch: _PendingRows) -> None:
         """An instance that only the old index has is not dropped without a word."""
-        for portion in _portions(self._old.rows() if self._old else ()):
+        for portion in portions(self._old.rows() if self._old else ()):
             current = index.existing([key for key, _ in portion])
             for (key, row), new in zip(portion, current, strict=True):
                 if new is None and (row is None or row.record_id not in self.scan.deleted):
@@ -209,7 +206,7 @@ class Rebuild:
             return
         number = index.add_segment()
         body = bytearray(pack_file_header(self._form, number))
-        for ids in _portions(self._deleted):
+        for ids in portions(self._deleted):
             body += self._tombstone(number, len(body), ids)
         fd = self._sources.ops.create(self._sources.layout.segment(number))
         try:
@@ -266,9 +263,3 @@ class _PendingRows:
 def void(begin: int, end: int) -> RecordHeader:
     """A VOID header. Its `began` proves nothing."""
     return RecordHeader(RecordKind.VOID, NO_ID, 0, end - begin - HEADER, NO_DIGEST, FIRST_RECORD)
-
-
-def _portions(items: Iterable[Item]) -> Iterator[list[Item]]:
-    iterator = iter(items)
-    while portion := list(islice(iterator, SLICE_INSTANCES)):
-        yield portion

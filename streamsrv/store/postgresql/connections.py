@@ -205,7 +205,7 @@ class Connections:
         return connection
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
+    def excluding_nodes(self) -> Iterator[None]:
         """Excludes all nodes. Raises StoreLocked."""
         with translated("locking the index"), self.connect() as connection:
             row = connection.execute(_ALONE).fetchone()

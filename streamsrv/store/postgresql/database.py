@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 
+from streamsrv.boot_clock import boot_seconds
 from streamsrv.errors import StoreError
 from streamsrv.store.fileops import FileOps
 from streamsrv.store.index import Index
@@ -13,7 +14,7 @@ from streamsrv.store.ordered_map import KeysRead, Needle
 from streamsrv.store.postgresql import schema
 from streamsrv.store.postgresql.batches import TableBatch
 from streamsrv.store.postgresql.connections import READING, Connections, failure, translated
-from streamsrv.store.postgresql.freshness import QUESTION, AnnouncedRemoval, Freshness, Removals, clock
+from streamsrv.store.postgresql.freshness import QUESTION, AnnouncedRemoval, Freshness, Removals
 from streamsrv.store.postgresql.object_batches import ObjectBatch
 from streamsrv.store.postgresql.tables import TABLES, Table
 from streamsrv.store.postgresql.transactions import ReadingTables, WritingTables
@@ -84,7 +85,7 @@ class Database:
         """There are none."""
 
     def version(self) -> int:
-        asked_at = clock()
+        asked_at = boot_seconds()
         with translated("looking for changes"):
             link, (((commit, announced),),) = self._connections.begun([QUESTION], READING)
         version = link.numbered(commit)

@@ -19,11 +19,11 @@ import os
 import secrets
 import socket
 import threading
-import time
 from collections.abc import Iterator, Sequence
 
 import psycopg
 
+from streamsrv.boot_clock import boot_seconds
 from streamsrv.errors import IndexUnreachable, StoreError
 from streamsrv.store.documents import (
     ChangedTexts,
@@ -38,7 +38,7 @@ from streamsrv.store.postgresql import schema
 from streamsrv.store.postgresql.connections import READING, WRITING, Connections, translated
 from streamsrv.store.postgresql.link import Asked, PipelineLink, Row, Value
 
-LEASE = 5.0  # seconds
+DOCUMENTS_LEASE = 5.0  # seconds
 PATIENCE = 10.0  # seconds, for the changes of other threads
 # A lease that was looked at within so many seconds is not looked at again.
 FRESH = 1.0
@@ -49,31 +49,28 @@ class DatabaseLease:
     """Used by several threads."""
 
     def __init__(self, documents: DatabaseDocuments, kind: str, holder: str, until: float) -> None:
-        """`until` is in seconds of `_clock`."""
+        """`until` is in seconds of `boot_seconds`."""
         self.kind, self.holder = kind, holder
         self._documents = documents
         self._until = until
 
     def holds(self) -> bool:
-        now = _clock()
-        if now < self._until - LEASE + FRESH:
+        now = boot_seconds()
+        if now < self._until - DOCUMENTS_LEASE + FRESH:
             return True
         if now >= self._until:
             return False
-        renewed = self._documents.ask("renewing a lease", table.RENEW, [self.kind, self.holder, LEASE])
-        self._until = now + LEASE if renewed else 0.0
+        renewed = self._documents.ask(
+            "renewing a lease", table.RENEW, [self.kind, self.holder, DOCUMENTS_LEASE]
+        )
+        self._until = now + DOCUMENTS_LEASE if renewed else 0.0
         return bool(renewed)
-
-
-def _clock() -> float:
-    """Seconds, also of the time in which the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class DatabaseDocuments(Documents):
     """`url` is one of libpq. A connection is made when it is needed."""
 
-    patience = LEASE / 2
+    patience = DOCUMENTS_LEASE / 2
 
     def __init__(self, url: str, kind: str) -> None:
         self.where = f"the {kind} of the database"
@@ -146,12 +143,12 @@ class DatabaseDocuments(Documents):
     @contextlib.contextmanager
     def leased(self) -> Iterator[Lease | None]:
         holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        now = _clock()
-        if not self.ask("claiming a lease", table.CLAIM, [self._kind, holder, LEASE]):
+        now = boot_seconds()
+        if not self.ask("claiming a lease", table.CLAIM, [self._kind, holder, DOCUMENTS_LEASE]):
             yield None
             return
         try:
-            yield DatabaseLease(self, self._kind, holder, now + LEASE)
+            yield DatabaseLease(self, self._kind, holder, now + DOCUMENTS_LEASE)
         finally:
             with contextlib.suppress(StoreError):  # it ends by itself
                 self.ask("ending a lease", table.END, [self._kind, holder])

@@ -1,13 +1,14 @@
 """How long a process may use a version of the index without a question, and how removals wait for that.
 
-Strategy: a process may use a version for LEASE seconds, counted from before its question was sent, unless a
-removal was announced then. A removal is a deletion, a replacement, or the registration of damage: a reader
-may have something at hand that is no longer right. It is announced in a row of the database, waits until all
-leases have ended, and commits. So no process uses an older version when it commits: every answer that begins
-later has seen it. Nodes need not know each other, and send no messages. New instances wait for nothing.
+Strategy: a process may use a version for VERSION_LEASE seconds, counted from before its question was sent,
+unless a removal was announced then. A removal is a deletion, a replacement, or the registration of damage: a
+reader may have something at hand that is no longer right. It is announced in a row of the database, waits
+until all leases have ended, and commits. So no process uses an older version when it commits: every answer
+that begins later has seen it. Nodes need not know each other, and send no messages. New instances wait for
+nothing.
 
     announce         from now on no question gives a lease
-    wait             LEASE and MARGIN
+    wait             VERSION_LEASE and MARGIN
     write, commit    only if the announcement is still there; several times, if they belong together
     withdraw
 
@@ -29,15 +30,16 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from streamsrv.boot_clock import boot_seconds
 from streamsrv.errors import AnnouncementLost, StoreError
 from streamsrv.store.ordered_map import Transaction
 from streamsrv.store.postgresql.connections import WRITING, Connections
 from streamsrv.store.postgresql.link import Asked
 
 # All in seconds. Clocks of two machines differ by some microseconds in a lease.
-LEASE = 0.020
+VERSION_LEASE = 0.020
 MARGIN = 0.005
-RENEWED = LEASE / 2  # a question is asked when so much is left
+RENEWED = VERSION_LEASE / 2  # a question is asked when so much is left
 DEAD = 30.0
 AGED = DEAD / 3  # an announcement that is used for longer is made again
 
@@ -54,10 +56,6 @@ _SWEEP = (
     "DELETE FROM removals WHERE token IN (SELECT token FROM removals WHERE made NOT BETWEEN "
     "now() - $1 * interval '1 second' AND now() + $1 * interval '1 second' FOR UPDATE SKIP LOCKED)"
 )
-
-
-def clock() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class VersionLease(NamedTuple):
@@ -80,7 +78,7 @@ class Freshness:
 
     def note(self, version: int, asked_at: float) -> None:
         """No removal was announced. `asked_at` is the time before the question."""
-        lease = VersionLease(version, asked_at + LEASE)
+        lease = VersionLease(version, asked_at + VERSION_LEASE)
         with self._guard:
             if lease.until > self._lease.until:
                 self._lease = lease
@@ -88,7 +86,7 @@ class Freshness:
     def at_hand(self) -> int | None:
         """The version, if it may be used. Never blocks: a thread asks for the next lease."""
         lease = self._lease
-        left = lease.until - clock()
+        left = lease.until - boot_seconds()
         if left <= 0:
             return None
         if left < RENEWED and not self._asking:
@@ -126,7 +124,7 @@ class AnnouncedRemoval:
         self.withdraw()
         self._token, self._made = secrets.token_bytes(16), time.monotonic()
         self._connections.ask("announcing a removal", [Asked(_ANNOUNCE, [self._token])], WRITING)
-        time.sleep(LEASE + MARGIN)
+        time.sleep(VERSION_LEASE + MARGIN)
 
     def keep_up(self) -> None:
         if time.monotonic() - self._made > AGED:

@@ -202,7 +202,7 @@ class ObjectTable:
         self._ask("noting an object", _CONDEMN, [node, length, seconds, segment])
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
+    def excluding_compactions(self) -> Iterator[None]:
         """Excludes compactions of all nodes. Raises StoreLocked."""
         with translated("locking the objects"), self._connections.connect() as connection:
             row = connection.execute(_ALONE).fetchone()

@@ -120,7 +120,7 @@ def opened_target(settings: Settings, held: contextlib.ExitStack) -> Store:
     store = held.enter_context(Store.open(folder, options, exclusive=not settings.segments))
     if settings.segments:
         cluster: Any = store
-        held.enter_context(cluster.rooms.table.alone())
+        held.enter_context(cluster.rooms.table.excluding_compactions())
     return store
 
 

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+from streamsrv.boot_clock import boot_seconds
 from streamsrv.errors import GrantPending, KeysMissing, StoreError
 from streamsrv.store import ChangedTexts, NamedText, WatchedDocuments
 from streamsrv.web.access.grants import MOST, Grant, GrantDamaged, Grants, file_of, grant_in
@@ -41,11 +41,6 @@ UNREADABLE = "the server cannot look up credentials now: try again"
 SOURCE = "source"  # of a session or share: the grant that it depends on
 
 
-def _boot_clock() -> float:
-    """Seconds, also of the time when the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 class SharedGrants:
     """Used in the loop of a worker. `changed` is called when a grant that was found may not hold any more."""
 
@@ -54,7 +49,7 @@ class SharedGrants:
         grants: Grants,
         documents: WatchedDocuments,
         changed: Callable[[], None],
-        clock: Callable[[], float] = _boot_clock,
+        clock: Callable[[], float] = boot_seconds,
     ) -> None:
         self._grants = grants
         self._documents = documents

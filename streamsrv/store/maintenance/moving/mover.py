@@ -28,12 +28,13 @@ from streamsrv.store.maintenance.moving import mark
 from streamsrv.store.maintenance.moving.comparing import are_equal, merged
 from streamsrv.store.maintenance.moving.copying import BEFORE_THE_MOVE, InstanceCopier, MoveReport
 from streamsrv.store.maintenance.moving.verification import TargetVerification
+from streamsrv.store.maintenance.portions import sized_portions
 from streamsrv.store.rows import Change, InstanceKey, InstanceRow
 from streamsrv.store.store import Store
 
 Portion: TypeAlias = Sequence[InstanceRow]
 
-PORTION_INSTANCES, PORTION_BYTES = 1_000, 128 << 20
+PORTION_BYTES = 128 << 20
 CHANGES = 1_000
 REDRAW = 0.2  # seconds
 MOST_NAMED = 10_000  # instances that differ
@@ -82,7 +83,7 @@ class Mover:
         if forgets:
             self._state.epoch = self._source.index.about()["epoch"]
             self._state.position = mark.last_sequence(self._source)
-        self._all(self._copier.copy, portions(self._missing(forgets)))
+        self._all(self._copier.copy, self._missing(forgets))
         mark.save(self._target, self._state)
         self.catch_up()
 
@@ -126,7 +127,7 @@ class Mover:
             for key, value in ours.items()
             if key not in theirs or record_id_of(theirs[key]) != record_id_of(value)
         ]
-        self._all(self._copier.copy, portions(wanted))
+        self._all(self._copier.copy, wanted)
 
     def _remove(self, keys: Sequence[InstanceKey]) -> None:
         """Remove instances from the target. A study or series that the source does not have goes as a
@@ -143,10 +144,10 @@ class Mover:
             removed.add(target)
             self._report.add("deleted", self._target.delete(*target))
 
-    def _all(self, work: Callable[[Portion], None], waiting: Iterable[Portion]) -> None:
-        """Do the work in threads. Raises the first error."""
+    def _all(self, work: Callable[[Portion], None], rows: Iterable[InstanceRow]) -> None:
+        """Do the work in threads, a portion of the rows at a time. Raises the first error."""
         under_way = set[Future[None]]()
-        for portion in waiting:
+        for portion in sized_portions(rows, PORTION_BYTES):
             while len(under_way) >= self._parallel:
                 under_way = self._others(under_way)
             under_way.add(self._threads.submit(work, portion))
@@ -166,7 +167,7 @@ class Mover:
     def verify(self) -> None:
         """Read the bytes of the target that were not read before. Damaged instances are registered."""
         for rows in self._verification.pages(self._state):
-            self._all(self._verification.read, portions(rows))
+            self._all(self._verification.read, rows)
             mark.save(self._target, self._state)
         mark.save(self._target, self._state)
 
@@ -224,17 +225,3 @@ class Mover:
                 "repeat the command"
             )
         mark.end(self._target)
-
-
-def portions(rows: Iterable[InstanceRow]) -> Iterator[Portion]:
-    """For one transaction each."""
-    portion: list[InstanceRow] = []
-    size = 0
-    for row in rows:
-        portion.append(row)
-        size += row.location.length
-        if len(portion) == PORTION_INSTANCES or size >= PORTION_BYTES:
-            yield portion
-            portion, size = [], 0
-    if portion:
-        yield portion

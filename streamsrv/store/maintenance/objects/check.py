@@ -40,7 +40,7 @@ LOST_TOMBSTONE = (
 def check(store: ClusterStore, derive: Derive) -> Iterator[Finding]:
     """Yields findings; none means that all is well. Raises StoreLocked during a compaction."""
     with contextlib.ExitStack() as held:
-        held.enter_context(store.rooms.table.alone())
+        held.enter_context(store.rooms.table.excluding_compactions())
         scratch = held.enter_context(scratch_folder(store))
         audit = held.enter_context(contextlib.closing(Audit(store.index, scratch)))
         yield from ObjectChecker(store, derive, audit).run()

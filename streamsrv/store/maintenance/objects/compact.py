@@ -44,7 +44,7 @@ class ObjectCompaction:
 def compact(store: ClusterStore, everything: bool, size: int) -> ObjectCompaction:
     """Compact the objects that are mostly dead; with `everything` each one that has a dead instance. New
     objects are about `size` bytes. Raises StoreLocked during a check or another compaction."""
-    with store.rooms.table.alone():
+    with store.rooms.table.excluding_compactions():
         report = _ObjectCompactor(store, size).run(everything)
         store.rooms.tombstones.remove_idle()
         return report

@@ -21,10 +21,8 @@ import contextlib
 import os
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 from streamsrv.errors import InstanceError, StoreError
 from streamsrv.run_table import open_table
@@ -43,6 +41,7 @@ from streamsrv.store.maintenance.check import (
     wrong_payload,
 )
 from streamsrv.store.maintenance.objects.reading import ObjectFile, copies_of
+from streamsrv.store.maintenance.portions import portions
 from streamsrv.store.maintenance.reindex import Reindexing
 from streamsrv.store.objects import bucket as buckets
 from streamsrv.store.objects.bucket import Bucket, ListedObject
@@ -96,8 +95,6 @@ LOSS = (
 )
 TWICE = "stored twice, and no tombstone names either record: the later one is kept"
 
-Item = TypeVar("Item")
-
 
 def reindex(folder: Path, options: StoreOptions, derive: Derive) -> Reindexing:
     """Fill the database. Raises StoreError, WrongStore, and StoreLocked beside nodes and other verbs."""
@@ -115,7 +112,7 @@ def reindex(folder: Path, options: StoreOptions, derive: Derive) -> Reindexing:
     with contextlib.ExitStack() as held:
         connections = Connections(options.index)
         held.callback(connections.close)
-        held.enter_context(connections.alone())
+        held.enter_context(connections.excluding_nodes())
         was_empty = cluster_row.begin_filling(connections, identity)
         index = open_object_index(
             connections,
@@ -412,9 +409,3 @@ def number_of(each: ListedObject) -> int:
 def is_unknown(state: ObjectState) -> bool:
     """Whether the database has not taken the instances of an object, or has begun to."""
     return state.state in ("intent", "swept") or state.node == FILLING
-
-
-def portions(items: Iterable[Item]) -> Iterator[list[Item]]:
-    iterator = iter(items)
-    while portion := list(islice(iterator, SLICE_INSTANCES)):
-        yield portion
