@@ -25,7 +25,9 @@ WITHIN = 10.0  # seconds; a worker notices after 0.4, and a loaded machine is sl
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    server = start_server(tmp_path_factory.mktemp("site"), "--auth", "required", workers=2)
+    # Requests with a revoked key go on until all workers refuse it.
+    flags = ("--auth", "required", "--failed-logins", "0")
+    server = start_server(tmp_path_factory.mktemp("site"), *flags, workers=2)
     site = Site(server)
     site.store(site.key("writer", "store"), file_of(ct(1)))
     yield site

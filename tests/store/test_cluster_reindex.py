@@ -217,6 +217,17 @@ def test_a_node_that_ran_before_opens_no_database_that_is_half_filled(cluster, o
     assert one.rooms.table.counts() == {}
 
 
+def test_a_session_that_ends_later_than_its_node_is_awaited(cluster, one):
+    """The server notices later that a process has ended."""
+    put(one, payload_of(KEYS[0]))
+    lingering = one.rooms.table._connections.take()
+    cluster.end()
+    later = threading.Timer(0.3, lingering.close)
+    later.start()
+    assert get(filled(cluster), KEYS[0]) == payload_of(KEYS[0])
+    later.join()
+
+
 def test_buckets_and_databases_that_do_not_fit(cluster, one, database_server, lose):
     with pytest.raises(StoreLocked):
         reindex(cluster.folder / "verbs", cluster.options, derive)

@@ -43,6 +43,7 @@ WAITING = 5.0
 SETTLING = 30.0
 READING = 15.0  # for the answer to one call of a reader
 WRITING = 75.0
+LEAVING = 2.0  # for the end of a session whose process has ended: the server notices it later
 
 MOST = 32  # connections of one process
 SESSION = {
@@ -115,6 +116,7 @@ Result = TypeVar("Result")
 _PRESENT = "SELECT pg_try_advisory_lock_shared(1819242341, hashtext(current_schema()))"
 _FILLING = "SELECT filling FROM cluster"
 _ALONE = "SELECT pg_try_advisory_lock(1819242341, hashtext(current_schema()))"
+_NO_LONGER_ALONE = "SELECT pg_advisory_unlock(1819242341, hashtext(current_schema()))"
 
 
 class Connections:
@@ -208,10 +210,17 @@ class Connections:
     def excluding_nodes(self) -> Iterator[None]:
         """Excludes all nodes. Raises StoreLocked."""
         with translated("locking the index"), self.connect() as connection:
-            row = connection.execute(_ALONE).fetchone()
-            if row is None or not row[0]:
-                raise StoreLocked("nodes or verbs have this database open: end them first")
-            yield
+            deadline = time.monotonic() + LEAVING
+            # It does not wait in the server: that would refuse new connections of nodes that go on.
+            while (row := connection.execute(_ALONE).fetchone()) is None or not row[0]:
+                if time.monotonic() > deadline:
+                    raise StoreLocked("nodes or verbs have this database open: end them first")
+                time.sleep(0.05)
+            try:
+                yield
+            finally:  # a node may open the database at once
+                with contextlib.suppress(psycopg.Error):
+                    connection.execute(_NO_LONGER_ALONE)
 
     def connect(self) -> psycopg.Connection[Any]:
         """A new connection. Raises StoreError if the setting is wrong, else IndexUnreachable."""
