@@ -1,4 +1,4 @@
-"""A server that reads its segments from SeaweedFS, beside a server with the same segments on its disk: every
+"""A server that reads its segments from a bucket, beside a server with the same segments on its disk: every
 answer over HTTP has the same bytes, and a gateway that dies never makes a short one."""
 
 import http.client
@@ -24,7 +24,7 @@ from live_server import ROOT, environment, free_port, start_server
 from object_world import upload
 from obstore.store import S3Store
 from pydicom.data import get_testdata_file
-from seaweed import ADMIN, BUCKET, NODE, Seaweed, variables
+from seaweed import ADMIN, BUCKET, NODE, variables
 from small_client import Client, file_of, key_of, path_of
 
 from streamsrv.store.folder import Layout
@@ -72,13 +72,6 @@ class ObjectServer:
         assert not waited, waited[0]
 
 
-@pytest.fixture(scope="module")
-def seaweed(tmp_path_factory):
-    started = Seaweed(tmp_path_factory.mktemp("seaweed"))
-    yield started
-    started.end()
-
-
 @contextmanager
 def client_of(server):
     client = Client(server.origin)
@@ -106,9 +99,9 @@ def local(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def gateway(seaweed):
+def gateway(object_store):
     """(process, endpoint)"""
-    return seaweed.gateway()
+    return object_store.gateway()
 
 
 @pytest.fixture(scope="module")
@@ -241,9 +234,9 @@ def begun(server, host="localhost"):
     return answer
 
 
-def test_a_gateway_that_dies_cuts_the_answer_and_is_503(seaweed, local, remote):
+def test_a_gateway_that_dies_cuts_the_answer_and_is_503(object_store, local, remote):
     """Bytes in the cache are still served. After the gateway is back all is."""
-    process, endpoint = seaweed.gateway()
+    process, endpoint = object_store.gateway()
     server = remote(endpoint=endpoint)
     client = Client(server.origin)
     first = client.read(LONG[0])
@@ -257,7 +250,7 @@ def test_a_gateway_that_dies_cuts_the_answer_and_is_503(seaweed, local, remote):
     assert (missing.status, missing.headers["Retry-After"]) == (503, "1")
     assert client.read(LONG[0]) == first
     assert client.ask("GET", path_of(LONG[0]), Accept=whole, Range="bytes=0-9").status == 206
-    seaweed.gateway(int(endpoint.rpartition(":")[2]))
+    object_store.gateway(int(endpoint.rpartition(":")[2]))
     until = time.monotonic() + 20
     while client.ask("GET", path_of(LONG[-40]), Accept=whole).status != 200:
         assert time.monotonic() < until
@@ -268,8 +261,8 @@ def test_a_gateway_that_dies_cuts_the_answer_and_is_503(seaweed, local, remote):
     expected.close()
 
 
-def test_a_gateway_that_stops_keeps_no_other_request_waiting(seaweed, remote):
-    process, endpoint = seaweed.gateway()
+def test_a_gateway_that_stops_keeps_no_other_request_waiting(object_store, remote):
+    process, endpoint = object_store.gateway()
     server = remote(endpoint=endpoint)
     client = Client(server.origin)
     first, statuses = client.read(LONG[0]), []
