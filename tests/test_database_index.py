@@ -5,6 +5,7 @@ import subprocess
 import time
 
 import pytest
+from change_readers import EventClient
 from dimse_archive import sample
 from dimse_client import DimseClient
 from fake_service import running, uids_of
@@ -46,6 +47,7 @@ def server(tmp_path_factory, url, guarded, dimse_port):
     flags = ("--index", url, "--hooks", "--study-quiet", "0.5")
     flags += ("--dimse-port", str(dimse_port), "--dimse-peers", "CT1 -> store,WS -> search read")
     running = start_server(folder, *flags, variables={"LOOP_GUARD": str(guarded)})
+    waited(lambda: len(list(guarded.glob("armed-*"))) == 2)  # both workers
     yield running
     running.end()
 
@@ -62,10 +64,6 @@ def waits(guarded):
 
 
 def test_every_kind_of_request(client, guarded):
-    deadline = time.monotonic() + 60
-    while len(list(guarded.glob("armed-*"))) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
     assert client.store(list(FILES.values())).status == 200
     assert client.store([FILES[KEYS[0]]]).status == 409
     assert {key: client.read(key) for key in KEYS} == FILES
@@ -181,8 +179,12 @@ def test_hooks(server, client, receiver, database_server):
 
 def test_requests_while_the_database_is_away(server, client, database_server, guarded):
     client.store(list(FILES.values()))
+    follower = EventClient(f"{server.url}/events?duration=40", Last_Event_ID="0")
+    assert next(follower.events())[1]["sequence"] == 1
     database_server.stop("immediate")
-    for path in ("/studies", path_of(KEYS[1])):
+    assert b"still here" not in follower.answer.read()  # it ends at once, with its last chunk
+    follower.close()
+    for path in ("/studies", path_of(KEYS[1]), "/events"):
         reply = client.ask("GET", path)
         assert (reply.status, reply.headers["Retry-After"]) == (503, "1")
         assert b"does not answer" in reply.body or b"cannot be reached" in reply.body

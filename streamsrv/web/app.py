@@ -380,10 +380,10 @@ class App:
         counted = KINDS[kind] if head.method == "GET" else None
         actions = self._actions_for(caller)
         if kind is Kind.EVENTS:
-            if self.audit is not None:
-                self.audit.ended(caller, head, 200)
+            began = partial(self.audit.ended, caller, head, 200) if self.audit is not None else _nothing
             still, rule = self.access.still(head, caller), caller.principal.rule
-            return Job(partial(self._streams.answer, request, rule, actions.tails, still))
+            follow = partial(self._streams.answer, request, rule, actions.tails, still, began)
+            return Job(follow, client=caller.party)
         recorded = partial(self._record_delete, caller, head, target, actions)
         may_read = Right.READ in caller.principal.rights
         make = partial(compute, actions, request, target, recorded, may_read)

@@ -8,8 +8,9 @@ thread.
 Rules of this file
 - All runs in the loop, except the reads of a tail. One read of a tail at a time, READERS reads of clients.
 - A client holds one page of events at most. One that falls behind the kept events reads the log again.
-- A stream ends when its principal ends or changes, after `duration`, and when the worker ends. The id of the
-  last event tells the client where to go on.
+- A stream ends when its principal ends or changes, after `duration`, when the store does not answer, and when
+  the worker ends. The id of the last event tells the client where to go on.
+- The place of a client is found before its answer begins. So a store that does not answer is a status.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from streamsrv.errors import BadRequest, NotFound
 from streamsrv.events import ChangeTail, EventPosition, TailSource, ToldEvent
 from streamsrv.events.messages import EVENT_STREAM, RETRY, beat, message, place, position_from, reset
 from streamsrv.query.rules import Rule
 from streamsrv.wire.accept import Offer, choose_json, parse_accept
-from streamsrv.wire.answers import Answer, LiveBytes, Request, Taking
+from streamsrv.wire.answers import Answer, Deferred, LiveBytes, Request, Taking
 
 log = logging.getLogger("streamsrv.web")
 
@@ -46,13 +47,6 @@ _HEADERS = (
     ("Vary", "Accept"),
     ("X-Accel-Buffering", "no"),  # of nginx
 )
-
-
-class Start(NamedTuple):
-    """Behind a position, or now. Without either the client has lost its place."""
-
-    position: EventPosition | None
-    is_now: bool
 
 
 class EventLine:
@@ -97,20 +91,22 @@ class Follower:
         line: EventLine,
         tail: ChangeTail,
         epoch: str,
+        first: bytes,
         may: Callable[[], bool],
         wake: Callable[[], None],
         read_on: Callable[[Follower], None],
     ) -> None:
+        """`first` is its first event."""
         self.line = line
         self.tail = tail
         self.may = may
         self.wake = wake
         self.until = self.beat_at = float("inf")
-        self.is_reading = True
-        self.position = EventPosition(0)
+        self.is_reading = False
+        self.position = tail.position
         self._read_on = read_on
         self._epoch = epoch
-        self._texts = [RETRY]
+        self._texts = [RETRY, first]
         self._next: int | None = None  # number of the next event of the line; None: it reads the log
         self._ended = False
 
@@ -180,9 +176,15 @@ class EventStreams:
         return sum(len(line.followers) for line in self._lines.values())
 
     def answer(
-        self, request: Request, rule: Rule | None, source: TailSource | None, may: Callable[[], bool]
-    ) -> Answer:
-        """`source` makes readers of the view that the rule shows. Raises RequestError."""
+        self,
+        request: Request,
+        rule: Rule | None,
+        source: TailSource | None,
+        may: Callable[[], bool],
+        began: Callable[[], None],
+    ) -> Deferred:
+        """`source` makes readers of the view that the rule shows. `began` is called in the loop when the
+        stream begins. Raises RequestError."""
         if source is None:
             raise NotFound("this service has no events")
         accepted = tuple(value for name, value in request.query if name == "accept")
@@ -191,17 +193,25 @@ class EventStreams:
         asked = {name.lower(): value for name, value in request.query}
         duration = _duration(asked.get("duration"))
         last = request.headers.get("last-event-id") or asked.get("offset") or ""
-        start = Start(position_from(last, self._epoch) if last else None, is_now=not last)
+        position = position_from(last, self._epoch) if last else None
+        tail = source.tail()
 
-        def begin(wake: Callable[[], None]) -> Taking:
+        def begin(could: bool, wake: Callable[[], None]) -> Taking:
+            began()
             line = self._lines.get(rule)
             if line is None:
                 line = self._lines[rule] = EventLine(source.tail(), source.version)
-            follower = Follower(line, source.tail(), self._epoch, may, wake, self._read_on)
-            self._begin(follower, start, duration)
+            named = place if could and (position or not last) else reset  # else it has lost its place
+            first = named(self._epoch, tail.position)
+            follower = Follower(line, tail, self._epoch, first, may, wake, self._read_on)
+            self._begin(follower, duration)
             return Taking(follower.take, partial(self._left, rule, follower))
 
-        return Answer(200, list(_HEADERS), length=None, live=LiveBytes(begin))
+        def placed() -> Answer:
+            could = tail.begin(position)
+            return Answer(200, list(_HEADERS), length=None, live=LiveBytes(partial(begin, could)))
+
+        return Deferred(placed)
 
     def end(self) -> None:
         """Ends all streams; no new one begins."""
@@ -214,24 +224,16 @@ class EventStreams:
 
     # A client
 
-    def _begin(self, follower: Follower, start: Start, duration: float | None) -> None:
+    def _begin(self, follower: Follower, duration: float | None) -> None:
         follower.line.followers.add(follower)
         now = self._loop.time()
         follower.beat_at = now + BEAT
         if duration is not None:
             follower.until = now + duration
         if self._ended:
-            follower.end()
-            return
-        self._tick_soon(0)
-        begin = partial(follower.tail.begin, start.position)
-        self._in_thread(begin, partial(self._begun, follower, start), follower.end)
-
-    def _begun(self, follower: Follower, start: Start, could: bool) -> None:
-        follower.position = follower.tail.position
-        first = place if could and (start.position or start.is_now) else reset
-        follower.is_reading = False
-        follower.say([first(self._epoch, follower.position)])
+            self._loop.call_soon(follower.end)
+        else:
+            self._tick_soon(0)
 
     def _left(self, rule: Rule | None, follower: Follower) -> None:
         line = follower.line
@@ -315,7 +317,9 @@ class EventStreams:
         self._in_thread(page, partial(self._looked, line), partial(self._look_failed, line))
 
     def _look_failed(self, line: EventLine) -> None:
-        line.is_busy = False  # and again in LOOK seconds
+        line.is_busy = False
+        for follower in list(line.followers):
+            follower.end()
 
     def _looked(self, line: EventLine, events: list[ToldEvent] | None) -> None:
         line.is_busy = False

@@ -9,12 +9,12 @@ import pytest
 from events_world import BASE, World, put_together
 from small_client import key_of
 
-from streamsrv.errors import BadRequest, NotAcceptable, NotFound
+from streamsrv.errors import BadRequest, IndexUnreachable, NotAcceptable
 from streamsrv.events import TailSource
 from streamsrv.query.rules import rule_of
 from streamsrv.web import event_streams
 from streamsrv.web.event_streams import EventStreams
-from streamsrv.wire.answers import Request
+from streamsrv.wire.answers import Request, resolved
 from streamsrv.wire.resources import parse_query
 
 DEADLINE = 20.0
@@ -41,7 +41,7 @@ class Streams:
 
     def __init__(self, world, pool):
         self.world = world
-        self.reads = []
+        self.reads, self.begun = [], []
         self.streams = EventStreams(pool)
         self.may = True
 
@@ -54,7 +54,12 @@ class Streams:
     def follow(self, query="", rule=None, **headers):
         request = Request("GET", "/v2/events", parse_query(query), headers, BASE, 2)
         view = self.world.store.restricted(rule) if rule else None
-        answer = self.streams.answer(request, rule, self.source(view), lambda: self.may)
+        begun = self.begun
+        answer = resolved(
+            self.streams.answer(
+                request, rule, self.source(view), lambda: self.may, lambda: begun.append(query)
+            )
+        )
         assert answer.length is None
         return Reader(answer.live)
 
@@ -222,12 +227,20 @@ def test_heartbeats_bring_the_place(world, monkeypatch):
 
 
 def test_an_error_of_the_store_ends_the_stream(world, monkeypatch):
+    """At its begin it is the answer."""
+
     async def test(streams):
         def broken(*_):
-            raise NotFound("gone")
+            raise IndexUnreachable("away")
 
-        monkeypatch.setattr(world.store, "changes", broken)
-        await streams.follow("offset=0").until(lambda reader: reader.ended)
+        follows = streams.follow("offset=0")
+        await follows.until(lambda reader: b"id: " in reader.text)
+        monkeypatch.setattr(world.store, "latest_change", broken)
+        await follows.until(lambda reader: reader.ended)
+        for query in ("", "offset=0"):
+            with pytest.raises(IndexUnreachable):
+                streams.follow(query)
+        assert streams.begun == ["offset=0"]
 
     run(test, world, monkeypatch)
 
