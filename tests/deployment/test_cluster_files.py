@@ -1,10 +1,14 @@
 """The files of conf/ for two nodes of one store: HAProxy in front of real nodes, and the compose file."""
 
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 import pytest
@@ -63,6 +67,58 @@ def test_a_balancer_leaves_a_node_that_was_killed(tmp_path, database_server, obj
         for node in nodes:
             if node.process.poll() is None:
                 node.end()
+
+
+class FakeNode(BaseHTTPRequestHandler):
+    """A node that dies when it is asked to, and has an error for all other requests."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        if self.path == "/v2/dies":
+            self.connection.shutdown(socket.SHUT_RDWR)
+        elif self.path == "/health/ready":
+            self.answer(200 if self.server.ready.is_set() else 503)
+        else:
+            self.answer(500)
+
+    def answer(self, status):
+        self.wfile.write(b"HTTP/1.1 %d Said\r\nContent-Length: 4\r\n\r\nnode" % status)
+
+
+@pytest.fixture
+def fake_node():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeNode)
+    server.ready = threading.Event()
+    server.ready.set()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_balancer_tells_when_to_try_again(balancer, fake_node):
+    """If the node of a request has failed, and if no node is ready. Errors of a node stay as they are."""
+    port = fake_node.server_address[1]
+    origin = balancer(port, port)
+
+    def ask(path, said):
+        replies = []
+
+        def answers():
+            with contextlib.closing(Client(origin)) as client, contextlib.suppress(*LOST, NotSent):
+                replies.append(client.ask("GET", path))
+            return replies and replies[-1].body.startswith(said)
+
+        waited(answers, path)
+        return replies[-1].status, replies[-1].headers["Retry-After"]
+
+    assert ask("/error", b"node") == (500, None)
+    assert ask("/dies", b"the node has failed") == (503, "2")
+    fake_node.ready.clear()
+    assert ask("/error", b"no node is ready") == (503, "2")
 
 
 def answered(client, path):

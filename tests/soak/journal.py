@@ -145,8 +145,7 @@ class Clients:
 
     def _answer(self, reply, *allowed):
         """None if it says that no answer can be given now."""
-        of_balancer = reply.status == 500 and reply.body.startswith(b"<html>")  # it left the node meanwhile
-        if reply.status in AWAY or of_balancer:
+        if reply.status in AWAY:
             self.journal.refuse(reply.status)
             time.sleep(0.1)
             return None
