@@ -1,5 +1,6 @@
 """SeaweedFS on this machine: a storage server, and S3 gateways in processes of their own."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -54,22 +55,37 @@ def free_pair():
     return port
 
 
+def listens(process, port):
+    """Whether this process does, and no other one."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    listening = {
+        f"socket:[{each[9]}]" for each in lines if each[3] == "0A" and each[1].endswith(f":{port:04X}")
+    }
+    return any(os.readlink(each) in listening for each in Path(f"/proc/{process.pid}/fd").iterdir())
+
+
 class Seaweed:
     """One storage server. `gateway()` starts an S3 gateway, which tests may kill and stop."""
 
     def __init__(self, folder, volumes=30):
         """`volumes` of 64 MB."""
         self._folder = folder
-        self._processes = []
-        self.filer, self.master, volume = self._ports = [free_pair() for _ in range(3)]
+        self._processes, self._ports = [], []
         self._config = folder / "s3.json"
         self._config.write_text(json.dumps(identities()))
-        (folder / "data").mkdir()
+        while not self._server(volumes):  # another run has taken one of its ports meanwhile
+            pass
+
+    def _server(self, volumes):
+        """Whether it works."""
+        self.filer, self.master, volume = given = [free_pair() for _ in range(3)]
+        self._ports += given
+        (folder := self._folder / f"data-{self.filer}").mkdir()
         ports = [f"-master.port={self.master}", f"-volume.port={volume}", f"-filer.port={self.filer}"]
         small = [f"-volume.max={volumes}", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"]
-        here = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", "-filer"]
-        self._start("server", *here, *ports, *small)
-        self._await(f"http://127.0.0.1:{self.filer}/")
+        here = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", "-filer"]
+        process = self._start("server", *here, *ports, *small)
+        return self._answers(process, self.filer, "server.log")
 
     def _start(self, verb, *flags):
         limits = {"GOMEMLIMIT": "300MiB", "GOMAXPROCS": "2"}
@@ -84,26 +100,33 @@ class Seaweed:
         self._processes.append(process)
         return process
 
-    def _await(self, url):
-        until = time.monotonic() + 30
-        while True:
-            try:
-                return urllib.request.urlopen(url, timeout=5).status
-            except urllib.error.HTTPError:
-                return None
-            except OSError:
-                assert time.monotonic() < until, (self._folder / "server.log").read_text()[-2000:]
-                time.sleep(0.05)
+    def _answers(self, process, port, log):
+        """False if it could not listen on a port."""
+        until = time.monotonic() + 60
+        while process.poll() is None:
+            with contextlib.suppress(OSError):
+                if listens(process, port):
+                    with contextlib.suppress(urllib.error.HTTPError):
+                        urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).close()
+                    return True
+            assert time.monotonic() < until, (self._folder / log).read_text()[-2000:]
+            time.sleep(0.05)
+        text = (self._folder / log).read_text()
+        assert "address already in use" in text, text[-2000:]
+        return False
 
     def gateway(self, port=None):
         """(process, endpoint)"""
-        port = port or free_pair()
+        while not (started := self._gateway(port or free_pair())):
+            pass
+        return started
+
+    def _gateway(self, port):
         self._ports.append(port)
         flags = [f"-port={port}", f"-filer=127.0.0.1:{self.filer}", f"-config={self._config}"]
         flags += ["-port.iceberg=0", "-port.lance=0", "-ip.bind=127.0.0.1"]
         process = self._start("s3", *flags)
-        self._await(f"http://127.0.0.1:{port}/")
-        return process, f"http://127.0.0.1:{port}"
+        return self._answers(process, port, "s3.log") and (process, f"http://127.0.0.1:{port}")
 
     def open_bucket(self):
         """Start the gateway that tests share, and make the bucket."""
