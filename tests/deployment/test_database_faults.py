@@ -12,6 +12,7 @@ from live_server import free_port, refused_start, start_server
 
 from streamsrv.errors import StoreError
 from streamsrv.store.postgresql import open_index
+from streamsrv.store.postgresql.connections import Connections
 
 HOSTS = """local all all trust
 hostssl all streamsrv 127.0.0.1/32 scram-sha-256
@@ -56,6 +57,15 @@ def test_a_server_over_tls_with_a_password(url, tmp_path):
     running = start_server(tmp_path / "served", "--index", url, variables={"PGPASSWORD": "right-word"})
     assert running.is_ready()
     assert running.end() == 0
+
+
+def test_the_server_soon_ends_the_sessions_of_a_machine_that_is_lost(url, monkeypatch):
+    """It asks the machine for signs of life; by default it does so after two hours."""
+    monkeypatch.setenv("PGPASSWORD", "right-word")
+    with Connections(url).connect() as connection:
+        names = ("idle", "interval", "count")
+        found = [connection.execute(f"SHOW tcp_keepalives_{name}").fetchone() for name in names]
+    assert found == [("5",), ("5",), ("3",)]
 
 
 REFUSED = "refuses the user or its password: "

@@ -52,6 +52,10 @@ SESSION = {
     "idle_in_transaction_session_timeout": "5s",  # ABANDONED
     "client_connection_check_interval": "2s",
     "tcp_user_timeout": "20s",  # for a client that was stopped while it reads
+    # For a machine that was lost: its sessions would hold their locks and places for two hours.
+    "tcp_keepalives_idle": "5s",
+    "tcp_keepalives_interval": "5s",
+    "tcp_keepalives_count": "3",
     # All statements are made for their indexes, also before the tables have statistics.
     "jit": "off",
     "plan_cache_mode": "force_generic_plan",
