@@ -3,6 +3,7 @@
 Strategy: a plan is cut into windows. The first one is there before the answer begins, so a bucket that does
 not answer is a status, and no answer that breaks off. While a window is sent, threads fetch the next ones:
 the spans of a window at the same time, neighbours together. A short answer is one window, and keeps its plan.
+A thread costs more than to look for bytes that are at hand, so a window of these needs none.
 
 Rules of this file
 - An answer holds at most 1 + AHEAD windows, however long it is and however slowly its client reads. While
@@ -18,10 +19,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
 from streamsrv.store import Fetcher, Location, SegmentLease
-from streamsrv.wire.answers import Answer, ByteStream, Piece, Span, Windows
+from streamsrv.wire.answers import Answer, ByteStream, Piece, Span, StoredParts, Windows
 
 AHEAD = 3
 SHORT_WINDOW = 1 << 20  # bytes
@@ -39,6 +42,7 @@ class PlanWindows:
     """The windows of one plan, cut one after the other, and fetched at the same time."""
 
     def __init__(self, plan: Iterable[Piece], fetcher: Fetcher) -> None:
+        self._in_memory = isinstance(plan, (tuple, list, StoredParts))  # any thread may cut it
         self._plan = iter(plan)
         self._fetcher = fetcher
         self._rest: Span | None = None  # of a span that is longer than its window
@@ -56,7 +60,7 @@ class PlanWindows:
             self._ahead.append(Future())
             self._begin_more(beside=1)
         try:
-            first = FetchedWindow(pieces, self._fetcher.hold(places_of(pieces)))
+            first = self._held(pieces)
         except BaseException:
             if self._ahead:
                 self._ahead.popleft()
@@ -72,6 +76,15 @@ class PlanWindows:
         most = 1 if self._fetcher.is_crowded else beside + AHEAD
         while len(self._ahead) < most and not self._ended:
             made = Future[FetchedWindow]()
+            if self._in_memory:
+                pieces = self._cut()
+                release = self._at_hand(pieces)
+                if release is None:
+                    self._ahead.append(self._fetcher.ahead(partial(self._held, pieces)))
+                    continue
+                made.set_result(FetchedWindow(pieces, release))
+                self._ahead.append(made)
+                break  # the next one is looked for when this one is sent
             self._ahead.append(made)
             self._uncut.append(made)
             self._fetcher.ahead(self._make)
@@ -86,9 +99,27 @@ class PlanWindows:
                 made.set_exception(error)
                 return
         try:
-            made.set_result(FetchedWindow(pieces, self._fetcher.hold(places_of(pieces))))
+            made.set_result(self._held(pieces))
         except BaseException as error:
             made.set_exception(error)
+
+    def _held(self, pieces: list[Piece]) -> FetchedWindow:
+        """Blocks."""
+        return FetchedWindow(pieces, self._fetcher.hold(places_of(pieces)))
+
+    def _at_hand(self, pieces: Iterable[Piece]) -> Callable[[], None] | None:
+        """Hold the bytes of a window if they are at hand, with those between them. Does not block."""
+        bounds: dict[int, tuple[int, int]] = {}
+        for segment, offset, length in places_of(pieces):
+            start, end = bounds.get(segment, (offset, 0))
+            bounds[segment] = min(start, offset), max(end, offset + length)
+        with ExitStack() as held:
+            for segment, (start, end) in bounds.items():
+                release = self._fetcher.at_hand(Location(segment, start, end - start))
+                if release is None:
+                    return None
+                held.callback(release)
+            return held.pop_all().close
 
     def _cut(self) -> list[Piece]:
         """The pieces of the next window; none at the end."""

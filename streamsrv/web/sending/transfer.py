@@ -228,11 +228,7 @@ class Transfer:
     def _begin_part(self, parts: Iterator[tuple[bytes, Place]]) -> bool:
         """Head and span of a part at once. After the last part it ends."""
         for head, place in parts:
-            self._begin_span(*place)
-            lead = to_page(self._source, self._offset, self._left)
-            self._offset += len(lead)
-            self._left -= len(lead)
-            self._set_text(self._prefix + head + lead, more=self._left > 0)
+            self._begin_led(self._prefix + head, *place)
             self._prefix = b""
             return True
         self._end()
@@ -248,22 +244,21 @@ class Transfer:
             texts.append(self._ahead.payload)
             length += self._ahead.length
             self._ahead = None
-        if isinstance(self._ahead, Span) and not self._chunked:
-            lead, self._ahead = self._led(self._ahead)
-            texts.append(lead)
         text = b"".join(texts) if len(texts) > 1 else piece.payload
-        if text:
+        if isinstance(self._ahead, Span) and not self._chunked:
+            span, self._ahead = self._ahead, None
+            self._begin_led(text, span.segment, span.offset, span.length)
+        elif text:
             self._set_text(self._framed(text), more=isinstance(self._ahead, Span))
 
-    def _led(self, span: Span) -> tuple[bytes, Span | None]:
-        """The bytes of a span up to the first whole page, if they are in memory, and the rest, if there is
-        one."""
-        if not span.length:
-            return b"", None
-        source, offset = self._file_at(span.segment, span.offset)
-        lead = to_page(source, offset, span.length)
-        left = span.length - len(lead)
-        return lead, Span(span.segment, span.offset + len(lead), left) if left else None
+    def _begin_led(self, text: bytes, segment: int, offset: int, length: int) -> None:
+        """A span behind a text, with which its bytes up to the first whole page are sent, if they are in
+        memory."""
+        self._begin_span(segment, offset, length)
+        lead = to_page(self._source, self._offset, self._left)
+        self._offset += len(lead)
+        self._left -= len(lead)
+        self._set_text(text + lead, more=self._left > 0)
 
     def _file_at(self, segment: int, offset: int) -> tuple[int, int]:
         if self._answer.file_at is None:
