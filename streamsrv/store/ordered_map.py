@@ -108,10 +108,10 @@ class OrderedMap(Protocol):
         """The keys of lists between two. At most `size` are read."""
 
     def lists(
-        self, transaction: Transaction, keys: Sequence[bytes], most: int
+        self, transaction: Transaction, keys: Sequence[bytes], most: int, *, exact: bool
     ) -> Iterator[tuple[bytes, int, Iterable[bytes]]]:
         """Of each of these lists that exists its key, the number of its entries, and the entries. Usually not
-        more than `most` are wanted."""
+        more than `most` are wanted: without `exact` a number above it may be too low, and have no entries."""
 
     def expect_list(self, transaction: Transaction, key: bytes, most: int) -> None:
         """A cursor will ask for this list and for the rows of its studies, if it has not more than `most`

@@ -196,6 +196,7 @@ SEARCHES = [
     (Level.SERIES, {"StudyInstanceUID": "1.7"}, 2),
     (Level.SERIES, {}, 4),
     (Level.SERIES, {"PatientName": "Name^5*"}, 8),
+    (Level.SERIES, {"Modality": "CT"}, 5),  # the series of all studies: no list helps
     (Level.INSTANCE, {"StudyInstanceUID": "1.7"}, 3),
 ]
 
@@ -209,6 +210,9 @@ def test_a_search_takes_few_round_trips(index, monkeypatch):
             assert list(islice(index.search(query), 49))
 
         assert round_trips(monkeypatch, search) <= most, wanted
+    query = query_of(Level.SERIES, None, None, [("Modality", "CT")])
+    assert round_trips(monkeypatch, lambda: index.total(query, 100)) <= 2
+    assert index.total(query, 100) == 600
 
 
 @pytest.mark.parametrize("wanted", [2, 7, 1000])
@@ -247,6 +251,7 @@ def dated(count):
             "00080020": element("DA", f"{day:%Y%m%d}"),
             "00100010": name(f"Name^{number}"),
             "00100020": element("LO", f"P{number}"),
+            "00080060": element("CS", "CT"),
         }
         yield new_instance((f"1.{number}", f"1.{number}.1", f"1.{number}.1.1"), number, attributes)
 

@@ -123,10 +123,14 @@ class Lists:
         total = 0
         with self._environment.reading("counting entries") as transaction:
             cursor = transaction.cursor(db=self._handles["attributes"])
-            keys = _keys_between(transaction.cursor(db=self._handles["attributes"]), low, end)
+
+            def between(low: bytes, end: bytes) -> Iterator[bytes]:
+                walked = transaction.cursor(db=self._handles["attributes"])
+                return iter((low,)) if probe.exact else _keys_between(walked, low, end)
+
+            keys = between(low, end)
             if self._view is not None:
-                others = transaction.cursor(db=self._handles["attributes"])
-                keys = heapq.merge(keys, map(together, _keys_between(others, apart(low), apart(end))))
+                keys = heapq.merge(keys, map(together, between(apart(low), apart(end))))
             for key, _ in itertools.groupby(keys):
                 count = cursor.count() if cursor.set_key(key) else 0
                 if self._few is not None and row.tag == ORDERING:
@@ -175,7 +179,8 @@ class Lists:
     def _take(self, keys: list[bytes], level: Level, found: set[str], most: int) -> bool:
         """Collect the studies under these keys; False if they are too many."""
         with self._environment.reading("reading a list of studies") as transaction:
-            for key, count, entries in self._environment.lists(transaction, keys, most):
+            exact = self._few is not None
+            for key, count, entries in self._environment.lists(transaction, keys, most, exact=exact):
                 if self._few is not None:
                     if len(found) + self._few.least(key, count) > most:
                         return False

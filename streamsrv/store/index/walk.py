@@ -46,7 +46,7 @@ from streamsrv.store.ordered_map import OrderedMap, Transaction
 FEW = 200  # a list of at most so many is used at once
 CANDIDATES = 5_000  # a longer list is not used: reading in order is as fast
 GUESSED = 8  # So many times the wanted rows are read before a list that must be scanned, at most.
-TOGETHER, LONG = 32, 64  # studies, and series of each, that are read together
+TOGETHER, MOST_TOGETHER, LONG = 32, 128, 64  # studies at first and later, and series of each
 LEVELS = tuple(Level)  # iterating an enumeration takes a microsecond
 
 
@@ -211,14 +211,10 @@ class Search:
 
     def _listed(self, conditions: Sequence[Condition], total: int) -> set[str] | None:
         """The studies that all short lists have in common; None if reading in order may be less work."""
-        if len(conditions) == 1:
-            (condition,) = conditions
-            if all(probe.exact for probe in condition.probes()):
-                few = self._lists.collect(condition, FEW)
-                if few is not None:
-                    return few
-            elif condition.row is not None and condition.row.tag == self._query.order.tag:
-                return None
+        first, *others = conditions
+        in_order = first.row is not None and first.row.tag == self._query.order.tag
+        if in_order and not others and not all(probe.exact for probe in first.probes()):
+            return None
         scanned = self._scans_first(total)
         chosen = [each for each in conditions if scanned or not _scans(each)]
         scan = total // self._environment.scanned
@@ -270,8 +266,8 @@ class Search:
         if each is None or self._view or self._depth is Level.STUDY or Level.SERIES in self._query.uids:
             yield from studies
             return
-        size = min(TOGETHER, self._query.wanted)
-        while some := list(itertools.islice(studies, size)):
+        sizes = _together(self._query.wanted)
+        while some := list(itertools.islice(studies, next(sizes))):
             starts = [prefix(study) for study, row in some if self._accepts(Level.STUDY, row)]
             with self._environment.reading("reading series") as transaction:
                 found = each(transaction, "series", starts, LONG) if len(starts) > 1 else []
@@ -345,6 +341,14 @@ class Search:
     def _sees(self, transaction: Transaction, start: bytes) -> StudyPart | bool:
         """The visible part of the study of these keys, or whether it is visible, in this version."""
         return self._view is None or self._view.sees(transaction, start.partition(b"\0")[0].decode())
+
+
+def _together(wanted: int) -> Iterator[int]:
+    """Few at first, because a study may have all wanted series; then the studies that the walk has read."""
+    yield min(TOGETHER, wanted)
+    if wanted > TOGETHER:
+        yield min(MOST_TOGETHER, wanted - TOGETHER)
+    yield from itertools.repeat(MOST_TOGETHER)
 
 
 def _scans(condition: Condition) -> bool:

@@ -71,9 +71,9 @@ class Database:
         return transaction.keys(at, end, size, needle)
 
     def lists(
-        self, transaction: ReadingTables, keys: Sequence[bytes], most: int
+        self, transaction: ReadingTables, keys: Sequence[bytes], most: int, *, exact: bool
     ) -> Iterator[tuple[bytes, int, Iterable[bytes]]]:
-        return transaction.lists(keys, most)
+        return transaction.lists(keys, most, exact=exact)
 
     def expect_list(self, transaction: ReadingTables, key: bytes, most: int) -> None:
         transaction.expect_list(key, most)

@@ -179,12 +179,17 @@ class ReadingTables(TableTransaction):
             return KeysRead(found + further, number + len(further), further[-1] if whole else b"")
         return KeysRead(found, number, last if entries == size else b"")
 
-    def lists(self, keys: Sequence[bytes], most: int) -> Iterator[tuple[bytes, int, Iterable[bytes]]]:
+    def lists(
+        self, keys: Sequence[bytes], most: int, *, exact: bool
+    ) -> Iterator[tuple[bytes, int, Iterable[bytes]]]:
         """Key, number of entries, and entries of each list that exists."""
         ((joined, entries),) = self.ask(LISTS, [list(keys), most + 1])
         pairs = joined.split(BETWEEN) if entries else []
         known = {key: list(values) for key, values in _grouped(pairs[0::2], pairs[1::2])}
         unread = keys.index(pairs[-2]) if entries > most else len(keys)
+        if entries > most and unread == 0 and not exact:
+            yield keys[0], entries, ()
+            return
         for key in keys[:unread]:
             if key in known:
                 yield key, len(known[key]), known[key]
