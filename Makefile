@@ -12,8 +12,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test test-fast test-cluster test-deployment test-viewers test-services test-programs lint format
-.PHONY: perf soak soak-cluster fuzz docs wheel release audit clean
+.PHONY: run test test-fast test-newest test-cluster test-deployment test-viewers test-services test-programs
+.PHONY: lint format perf soak soak-cluster fuzz docs wheel release audit clean
 
 define environment
 	$(PYTHON) -c 'import sys; sys.exit("streamsrv needs Python 3.11 or later, this is " + sys.version) if sys.version_info < (3, 11) else None'
@@ -60,6 +60,16 @@ SLOW := tests/dicom/test_series_template.py tests/dicom/test_jsonmembers.py test
 
 test-fast: $(VENV)/ready
 	$(PYTEST) $(SLOW:%=--ignore=%) $(FAST)
+
+# The part of test-fast in which a new Python can differ: sockets, threads and processes, HTTP, JSON and text,
+# libraries in C, settings, and a whole server.
+NEWEST := tests/web tests/wire tests/ingest tests/codecs/test_confinement.py tests/codecs/test_registry.py \
+	tests/codecs/test_rendering.py tests/dicom/test_charsets.py tests/dicom/test_jsontext.py \
+	tests/dicom/test_nativexml.py tests/dicom/test_values.py tests/store/test_shared_map.py tests/store/test_store.py \
+	tests/store/test_transaction.py tests/search/test_search_answers.py tests/test_config.py tests/test_tutorial.py
+
+test-newest: $(VENV)/ready
+	$(PYTEST) $(SLOW:%=--ignore=%) $(NEWEST)
 
 # The tests over HTTP, which were written for a store in a folder, on nodes over PostgreSQL and a bucket.
 # tests/store_kinds.py lists them.
