@@ -20,14 +20,14 @@ from concurrent.futures import Executor
 from streamsrv.dicom.explicit import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from streamsrv.dimse.channel import LONGEST_SENT, Channel, PeerLost, Piece
 from streamsrv.dimse.connections import AT_ONCE, PlainConnection, TlsConnection
-from streamsrv.dimse.destinations import MoveDestination, destination_of
+from streamsrv.dimse.destinations import MoveDestination, client_context, destination_of
 from streamsrv.dimse.protocol import pdus
 from streamsrv.dimse.protocol.commands import LONGEST_COMMAND, RESPONSE, command_of
 from streamsrv.dimse.protocol.negotiation import ACCEPTED
 from streamsrv.dimse.protocol.pdus import AbortSource, Acceptance, Fragment, ProposedContext, UpperLayerError
 from streamsrv.dimse.protocol.upper_layer import AssociationRejected, LayerState, RequestorLayer
 from streamsrv.settings import Settings
-from streamsrv.web.connection.certificates import CIPHERS, VERSIONS, ServerCertificate
+from streamsrv.web.connection.certificates import ServerCertificate
 
 log = logging.getLogger("streamsrv.dimse")
 
@@ -75,22 +75,6 @@ class Dialer:
 
     def _context(self) -> ssl.SSLContext:
         return client_context(self._settings, self._certificate)
-
-
-def client_context(settings: Settings, certificate: ServerCertificate | None = None) -> ssl.SSLContext:
-    """That of this server as a client. It shows `dimse_certificate`, else that of the server. Raises OSError:
-    no password is asked for."""
-    context = ssl.create_default_context(cafile=settings.dimse_ca or None)
-    context.minimum_version = VERSIONS[settings.tls_min_version]
-    context.set_ciphers(CIPHERS)
-    chain, key = settings.dimse_certificate, settings.dimse_key
-    if not chain:
-        chain, key = settings.tls_certificate, settings.tls_key
-        if certificate is not None:
-            chain, key = f"/proc/self/fd/{certificate.pair}", ""
-    if chain:
-        context.load_cert_chain(chain, key or None, password="")
-    return context
 
 
 class OutgoingAssociation:

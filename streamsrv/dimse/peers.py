@@ -11,8 +11,7 @@ import os
 from typing import NamedTuple, TypeAlias
 
 from streamsrv.config import SettingsError
-from streamsrv.dimse.destinations import destination_of
-from streamsrv.dimse.dialing import client_context
+from streamsrv.dimse.destinations import client_context, destination_of
 from streamsrv.errors import RuleError
 from streamsrv.query.rules import Rule, rule_of
 from streamsrv.settings import Settings
