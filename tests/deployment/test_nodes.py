@@ -288,7 +288,7 @@ def test_a_node_that_cannot_start_says_why(tmp_path, flags, nodes, gateway, data
     )
     assert refused_start(tmp_path, "--segments", "http://archive/x")[0] == 2
     code, said = refused_start(tmp_path, *flags, **named | {"AWS_SECRET_ACCESS_KEY": "another one"})
-    assert (code, "it refuses the credentials. See AWS_ACCESS_KEY_ID" in said) == (1, True)
+    assert (code, "gives them no right to this bucket. See AWS_ACCESS_KEY_ID" in said) == (1, True)
     code, said = refused_start(tmp_path, *flags[:2], "--segments", f"s3://{BUCKET}/other", **named)
     assert (code, "and the bucket has no store.toml: nothing was changed" in said) == (1, True)
     # Two clusters on one bucket, and a bucket that is not ours.

@@ -471,7 +471,7 @@ def test_a_store_that_another_node_founds_at_the_same_time(cluster, monkeypatch)
     assert cluster.node("a").store_id == others[1].store_id
 
 
-def test_settings_that_are_wrong_get_a_sentence(cluster, memory, database_server):
+def test_settings_that_are_wrong_get_a_sentence(cluster, memory, database_server, monkeypatch):
     assert "give `--index` too" in str(refusal(cluster, index=""))
     assert "is not a URL like s3://" in str(refusal(cluster, segments="http://archive/x"))
     other = refusal(cluster, segments="s3://of-another-owner/x")
@@ -486,6 +486,11 @@ def test_settings_that_are_wrong_get_a_sentence(cluster, memory, database_server
     assert "has the index of a store whose segments are in a folder" in str(error)
     with pytest.raises(StoreError, match="start a node once, which makes the store"):
         Store.open(memory / "r", cluster.options, read_only=True)
+    cluster.node("a").close()
+    with pytest.raises(WrongStore, match="whose segments are in a bucket: nothing was changed"):
+        Store.open(memory / "local", StoreOptions(min_free=0, index=cluster.options.index))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    assert "the gateway does not answer. AWS_ENDPOINT_URL names it" in str(refusal(cluster))
 
 
 # Check, compaction, info

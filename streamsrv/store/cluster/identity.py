@@ -15,7 +15,7 @@ from __future__ import annotations
 import secrets
 import uuid
 
-from streamsrv.errors import SegmentGone, StoreError, WrongStore
+from streamsrv.errors import BucketUnreachable, SegmentGone, StoreError, WrongStore
 from streamsrv.store.folder import SECRET_LENGTH, Identity, identity_from
 from streamsrv.store.objects.bucket import Bucket
 from streamsrv.store.postgresql import cluster_row
@@ -27,7 +27,11 @@ KEY = "store.toml"
 def agreed(bucket: Bucket, connections: Connections, *, read_only: bool, makes: bool) -> Identity:
     """The identity that bucket and database have in common; makes it for a new store, if `makes` says so.
     Raises WrongStore, StoreError."""
-    known, row = in_bucket(bucket), cluster_row.read(connections)
+    try:
+        known = in_bucket(bucket)
+    except BucketUnreachable as error:
+        raise BucketUnreachable(f"{error}. AWS_ENDPOINT_URL names it, or else AWS_REGION") from error
+    row = cluster_row.read(connections)
     if row is None:
         if known is not None:
             raise WrongStore(

@@ -234,8 +234,8 @@ def _error(error: BaseException, doing: str) -> StoreError:
     log.error("%s the bucket: %s", doing, _first_line(error))
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         return StoreError(
-            f"{doing} the bucket failed: it refuses the credentials. See AWS_ACCESS_KEY_ID, "
-            "AWS_SECRET_ACCESS_KEY and AWS_REGION, or the profile of AWS_PROFILE"
+            f"{doing} the bucket failed: it refuses the credentials, or gives them no right to this bucket. "
+            "See AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION, or the profile of AWS_PROFILE"
         )
     if 400 <= status < 500 and status not in _PASSING:
         return StoreError(f"{doing} the bucket failed: the gateway refuses the request")

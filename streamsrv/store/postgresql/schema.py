@@ -46,7 +46,10 @@ def prepare(connections: Connections, *, read_only: bool, store: str) -> None:
             if read_only:
                 raise StoreError("the database has no index: open the store for writing once")
             found(connection, store)
-        _check_rows(_about(connection), store)
+        about = _about(connection)
+        _check_rows(about)
+        if about.get("store") != store:
+            raise _wrong_store(connection)
 
 
 def founded(connection: Connection) -> bool:
@@ -105,7 +108,7 @@ def _check_layout(layout: int) -> None:
     if layout > LAYOUT:
         raise StoreError(
             f"the index in this database has layout {layout}, and this program knows only up to {LAYOUT}: "
-            "use the version of streamsrv that made it"
+            "use the version of streamsrv that made it, or a later one"
         )
     if layout < LAYOUT:
         raise StoreError(
@@ -114,18 +117,25 @@ def _check_layout(layout: int) -> None:
         )
 
 
-def _check_rows(about: dict[str, str], store: str) -> None:
+def _check_rows(about: dict[str, str]) -> None:
     expected = birth()
     for name in ("schema", "table"):
         if about.get(name) != expected[name]:
             raise StoreError(
                 f"the index was made by another version ({name} is {about.get(name)}, not {expected[name]})"
             )
-    if about.get("store") != store:
-        raise WrongStore(
-            "this database has the index of another store: nothing was changed. Name the database of this "
-            "store, or an empty one for a new store"
+
+
+def _wrong_store(connection: Connection) -> WrongStore:
+    if connection.execute("SELECT FROM cluster").fetchone() is not None:
+        return WrongStore(
+            "this database has the index of a store whose segments are in a bucket: nothing was changed. "
+            "Name the bucket with `--segments`, or name an empty database"
         )
+    return WrongStore(
+        "this database has the index of another store: nothing was changed. Name the database of this "
+        "store, or an empty one for a new store"
+    )
 
 
 def migrate(url: str) -> tuple[int, int]:
