@@ -21,6 +21,7 @@ from streamsrv.store.fileops import FileOps
 Transaction: TypeAlias = Any  # lmdb.Transaction and lmdb.Cursor: py-lmdb's stubs are not read
 Cursor: TypeAlias = Any
 Pair: TypeAlias = tuple[bytes, bytes]  # key and value
+UnderEach: TypeAlias = Callable[[Transaction, str, Sequence[bytes], int], list[list[Pair]]]
 
 
 # A version is the number of a commit, and above these bits the number of the server that made it. After a
@@ -87,7 +88,7 @@ class OrderedMap(Protocol):
         """Rows of a map whose keys begin with `start`, from the key `first` on, at most `size`."""
 
     @property
-    def under_each(self) -> Callable[[Transaction, str, Sequence[bytes], int], list[list[Pair]]] | None:
+    def under_each(self) -> UnderEach | None:
         """`under` for several beginnings in one question, in their order, if a question is a round trip."""
 
     def entries(

@@ -297,12 +297,19 @@ class Environment(LocalMap):
         size: int,
     ) -> Iterator[Pair]:
         """Entries of lists in the order of a walk."""
-        begin, back, go_on = _BACKWARDS if descending else _FORWARDS
         cursor = transaction.cursor(db=self.handles["attributes"])
-        more = go_on(cursor, *place) if place else begin(cursor, high if descending else low)
-        while more and low <= (item := cursor.item())[0] <= high:
-            yield item
-            more = back(cursor)
+        if not descending:
+            there = _forward_on(cursor, *place) if place else cursor.set_range(low)
+            for item in cursor.iternext() if there else ():
+                if item[0] > high:
+                    return
+                yield item
+            return
+        there = _back_on(cursor, *place) if place else _last(cursor, high)
+        while there and (key := cursor.key()) >= low:
+            for study in cursor.iternext_dup():
+                yield key, study
+            there = cursor.prev_nodup() and cursor.first_dup()
 
     def keys(self, transaction: Transaction, at: bytes, end: bytes, size: int, needle: Needle) -> KeysRead:
         cursor = transaction.cursor(db=self.handles["attributes"])
@@ -489,11 +496,3 @@ def _last(cursor: Cursor, high: bytes) -> bool:
 
 def _back_on(cursor: Cursor, key: bytes, study: bytes) -> bool:
     return bool(cursor.set_range_dup(key, study)) or _last(cursor, key)
-
-
-def _back(cursor: Cursor) -> bool:
-    return bool(cursor.next_dup() or (cursor.prev_nodup() and cursor.first_dup()))
-
-
-_FORWARDS = lmdb.Cursor.set_range, lmdb.Cursor.next, _forward_on
-_BACKWARDS = _last, _back, _back_on

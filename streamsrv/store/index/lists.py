@@ -223,16 +223,11 @@ class Lists:
                 return
             with self._environment.reading("reading studies") as transaction:
                 cursor = transaction.cursor(db=self._handles["studies"])
-                read = dict(cursor.getmulti([study.encode() for study in batch]))
-                values = [read.get(study.encode()) for study in batch]
+                rows = cursor.getmulti(list(map(str.encode, batch)))
                 if (view := self._view) is not None:
-                    pairs = zip(batch, values, strict=True)
-                    values = [view.row(transaction, study, value) for study, value in pairs]
-            yield from (
-                (study, LevelRow.unpack(value))
-                for study, value in zip(batch, values, strict=True)
-                if value is not None
-            )
+                    seen = ((study, view.row(transaction, study.decode(), value)) for study, value in rows)
+                    rows = [(study, value) for study, value in seen if value is not None]
+            yield from ((study.decode(), LevelRow.unpack(value)) for study, value in rows)
 
 
 def _keys_between(cursor: Cursor, low: bytes, end: bytes) -> Iterator[bytes]:

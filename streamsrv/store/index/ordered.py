@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
+from operator import itemgetter
 from typing import NamedTuple, Protocol, TypeAlias
 
 from streamsrv.query.attributes import ORDERING, Level, Position, StudyOrder, forms_of
@@ -21,7 +22,7 @@ from streamsrv.query.values import cut
 from streamsrv.store.index.answers import reader_of
 from streamsrv.store.index.lists import END, ROWS_A_BATCH, View
 from streamsrv.store.index.rows import LevelRow, apart, together
-from streamsrv.store.ordered_map import OrderedMap, Transaction
+from streamsrv.store.ordered_map import OrderedMap, Pair, Transaction
 
 StudyRow = tuple[str, LevelRow]
 Place: TypeAlias = tuple[bytes, bytes]  # a key of the list, and the first study under it
@@ -94,12 +95,9 @@ class OrderedStudies:
     def _valued(self, low: bytes, high: bytes, place: Place | None) -> Iterator[StudyRow]:
         entries = self._entries(low, high, place, descending=self._order.descending)
         if self._dates:  # one entry for each study
-            yield from (each for _, each in entries)
-            return
+            return map(itemgetter(1), entries)
         value_of, begin = value_reader(self._order), len(self._order.start)
-        for key, (study, row) in entries:
-            if value_of(row) == key[begin:].decode("utf-8", "replace"):
-                yield study, row
+        return (each for key, each in entries if value_of(each[1]) == key[begin:].decode("utf-8", "replace"))
 
     def _entries(
         self, low: bytes, high: bytes, place: Place | None, *, descending: bool
@@ -108,20 +106,52 @@ class OrderedStudies:
         if place is not None and not low <= place[0] <= high:
             # Before the first key everything is read, behind the last one nothing.
             if (place[0] > high) is not descending:
-                return
+                return iter(())
             place = None
         if self.few is not None:
-            yield from self._few(self.few.entries(low, high, place, descending=descending))
-            return
-        more, view = True, self._view
+            return self._few(self.few.entries(low, high, place, descending=descending))
+        if self._view is not None:
+            return self._visible(self._view, low, high, place, descending=descending)
+        return self._all(low, high, place, descending=descending)
+
+    def _next_size(self) -> int:
+        size = self._budget.portion(min(next(self._sizes), self.soon or ROWS_A_BATCH))
+        self.soon = max(self.soon - size, 0)
+        return size
+
+    def _all(
+        self, low: bytes, high: bytes, place: Place | None, *, descending: bool
+    ) -> Iterator[tuple[bytes, StudyRow]]:
+        walk, more = self._environment.entries, True
+        while more:
+            size = self._next_size()
+            with self._environment.reading("walking through studies") as transaction:
+                walked = walk(transaction, low, high, place, descending=descending, size=size + 1)
+                entries: list[Pair] = list(itertools.islice(walked, size + 1))
+                more = len(entries) > size
+                del entries[size:]
+                cursor = transaction.cursor(db=self._handles["studies"])
+                rows = dict(cursor.getmulti([study for _, study in entries]))
+            if not self._budget.spend(rows=len(entries)):
+                return
+            yield from (
+                (key, (study.decode(), LevelRow.unpack(rows[study])))
+                for key, study in entries
+                if study in rows
+            )
+            place = (entries[-1][0], entries[-1][1] + b"\0") if more else None
+
+    def _visible(
+        self, view: View, low: bytes, high: bytes, place: Place | None, *, descending: bool
+    ) -> Iterator[tuple[bytes, StudyRow]]:
+        more = True
         while more:
             batch: list[tuple[bytes, str, bytes]] = []
-            size = self._budget.portion(min(next(self._sizes), self.soon or ROWS_A_BATCH))
-            self.soon = max(self.soon - size, 0)
+            size = self._next_size()
             while more and len(batch) < size:
                 passed, reach, more = 0, self._budget.reach(size), False
                 with self._environment.reading("walking through studies") as transaction:
-                    hidden = () if view is None else view.hidden(transaction)
+                    hidden = view.hidden(transaction)
                     walked = self._walked(transaction, low, high, place, descending=descending, size=size + 1)
                     for key, entry in walked:
                         if len(batch) == size or passed == reach:
@@ -131,7 +161,7 @@ class OrderedStudies:
                         place, value = (term, entry + b"\0"), None
                         if hidden is None or study not in hidden:
                             value = transaction.get(entry, db=self._handles["studies"])
-                        if value is not None and view is not None:
+                        if value is not None:
                             value = self._visible_at(view, transaction, key, study, value)
                         if value is not None:
                             batch.append((term, study, value))
@@ -153,11 +183,9 @@ class OrderedStudies:
         descending: bool,
         size: int,
     ) -> Iterator[tuple[bytes, bytes]]:
-        """The entries of the list; in a view, those that are listed apart are at their places."""
+        """The entries of the list, and those that are listed apart at their places."""
         walk = partial(self._environment.entries, transaction, descending=descending, size=size)
         found = walk(low, high, place)
-        if self._view is None:
-            return found
         place = (apart(place[0]), place[1]) if place is not None else None
         others = walk(apart(low), apart(high), place)
         first = next(others, None)

@@ -41,7 +41,7 @@ from streamsrv.store.index.ordered import (
 )
 from streamsrv.store.index.rows import LevelRow, prefix, serial_of
 from streamsrv.store.index.visibility import Visibility
-from streamsrv.store.ordered_map import OrderedMap, Transaction
+from streamsrv.store.ordered_map import OrderedMap, Pair, Transaction, UnderEach
 
 FEW = 200  # a list of at most so many is used at once
 CANDIDATES = 5_000  # a longer list is not used: reading in order is as fast
@@ -101,15 +101,19 @@ class Search:
         for study, row in self._with_series(self._studies()):
             if self._accepts(Level.STUDY, row):
                 hit = Hit(study, row)
-                yield from self._once(Level.STUDY, self._series(hit)) if self._depth > Level.STUDY else (hit,)
+                if self._depth > Level.STUDY:
+                    yield from self._once(Level.STUDY, self._series(hit))
+                else:
+                    yield hit
 
     def _series(self, above: Hit) -> Iterator[Hit]:
         for series, row in self._series_rows(above.study):
             if self._accepts(Level.SERIES, row):
                 hit = Hit(above.study, above.study_row, series, row)
-                yield from (
-                    self._once(Level.SERIES, self._instances(hit)) if self._depth > Level.SERIES else (hit,)
-                )
+                if self._depth > Level.SERIES:
+                    yield from self._once(Level.SERIES, self._instances(hit))
+                else:
+                    yield hit
 
     def _instances(self, above: Hit) -> Iterator[Hit]:
         for instance, value in self._instance_rows(above.study, above.series or ""):
@@ -118,10 +122,7 @@ class Search:
 
     def _once(self, level: Level, below: Iterator[Hit]) -> Iterator[Hit]:
         """If the query asks for this level, one match below it is enough."""
-        if self._query.level > level:
-            yield from below
-        else:
-            yield from (hit for hit, _ in zip(below, range(1), strict=False))
+        return below if self._query.level > level else itertools.islice(below, 1)
 
     # -- deciding
 
@@ -145,9 +146,9 @@ class Search:
     def _studies(self) -> Iterator[StudyRow]:
         # An earlier page may have had the study of the cursor, although its value has changed since.
         past = self._query.after if self._query.level is Level.STUDY else None
-        for study, row in self._in_order():
-            if past is None or study != past.study:
-                yield study, row
+        if past is None:
+            return self._in_order()
+        return (each for each in self._in_order() if each[0] != past.study)
 
     def _in_order(self) -> Iterator[StudyRow]:
         query = self._query
@@ -264,8 +265,10 @@ class Search:
         has to decide in the transaction that reads, so with a view each study has its own."""
         each = self._environment.under_each
         if each is None or self._view or self._depth is Level.STUDY or Level.SERIES in self._query.uids:
-            yield from studies
-            return
+            return studies
+        return self._read_together(each, studies)
+
+    def _read_together(self, each: UnderEach, studies: Iterator[StudyRow]) -> Iterator[StudyRow]:
         sizes = _together(self._query.wanted)
         while some := list(itertools.islice(studies, next(sizes))):
             starts = [prefix(study) for study, row in some if self._accepts(Level.STUDY, row)]
@@ -319,24 +322,26 @@ class Search:
                 rows = list(seen.only(rows)) if isinstance(seen, StudyPart) else rows
             yield from rows
             return
-        at, under = first, self._environment.under
+        at, under = first, self._environment.under if self._view is None else self._visible_under
         for usual in batch_sizes(self._query.wanted):
             size = self._budget.portion(usual)
             with self._environment.reading("paging through rows") as transaction:
-                seen, read = self._sees(transaction, start), partial(under, transaction, name, start)
-                batch = (
-                    seen.under(read, at, size)
-                    if isinstance(seen, StudyPart)
-                    else read(at, size)
-                    if seen
-                    else []
-                )
+                batch = under(transaction, name, start, at, size)
             if not self._budget.spend(rows=len(batch)):
                 return
             yield from batch
             if len(batch) < size:
                 return
             at = batch[-1][0] + b"\0"
+
+    def _visible_under(
+        self, transaction: Transaction, name: str, start: bytes, first: bytes, size: int
+    ) -> list[Pair]:
+        read = partial(self._environment.under, transaction, name, start)
+        seen = self._sees(transaction, start)
+        if isinstance(seen, StudyPart):
+            return seen.under(read, first, size)
+        return read(first, size) if seen else []
 
     def _sees(self, transaction: Transaction, start: bytes) -> StudyPart | bool:
         """The visible part of the study of these keys, or whether it is visible, in this version."""
