@@ -86,7 +86,8 @@ VARIANT_AT = UIDS_AT - VARIANT_BYTES - 2
 _VARIANT_END = VARIANT_AT + VARIANT_BYTES
 METADATA_AT = VARIANT_AT - 12  # its length u64, its slots u32
 _FRAME_KIND = 15  # among these
-_FRAME_KINDS = {int(kind): kind for kind in FrameKind}  # three times as fast as the enumeration
+# Three times as fast as the enumerations.
+_FRAME_KINDS, _KINDS = {int(kind): kind for kind in FrameKind}, {int(kind): kind for kind in ChangeKind}
 _ORDER_AT = _SERIAL.size + 20  # record id, then stored_at
 _ID_END = _ORDER_AT + 16
 # Segment, offset and length of the record, and its id, behind the serial.
@@ -459,7 +460,7 @@ def unpack_changes(sequence: int, stored: bytes) -> list[Change]:
         if value[0] == _SEVERAL:
             return _unpack_deletions(sequence, value)
         kind, at, record_id, facts = _CHANGE.unpack_from(value)
-        return [Change(sequence, ChangeKind(kind), split_triple(value[_CHANGE.size :]), record_id, at, facts)]
+        return [Change(sequence, _KINDS[kind], split_triple(value[_CHANGE.size :]), record_id, at, facts)]
     except (struct.error, ValueError, TypeError, LookupError) as error:
         raise StoreCorrupt(f"change {sequence} cannot be read") from error
 
