@@ -9,6 +9,7 @@ posts an event, forwarding.py sends the instances of a study.
 
 Rules of this file
 - One process sends the hooks of a store. It holds a lease; another one waits for it.
+- At the end of the server it finishes the deliveries that have begun, and then ends its lease.
 - The lease is looked at before each delivery, and saving a cursor depends on it. So a process of a cluster
   that was stopped sends and saves nothing when it wakes up, as another one has gone on meanwhile.
 """
@@ -101,6 +102,11 @@ class HookSender:
     def run(self) -> None:
         """Raises StreamsrvError and OSError."""
         self._begin()
+        self._follow()
+        self._count()
+        self._save()
+
+    def _follow(self) -> None:
         while not self._ended(0):
             events = self._tail.read()
             for event in events:
@@ -309,9 +315,9 @@ def _send(settings: Settings, hooks: Hooks, lease: Lease) -> None:
         while not _has_ended(LOOK):
             if not lease.holds():
                 log.warning("another process sends the hooks now: this one was silent for too long")
-                threads.end()
-                return
+                break
             threads.look()
+        threads.end()
 
 
 def _has_ended(seconds: float) -> bool:

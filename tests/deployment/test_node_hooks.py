@@ -1,4 +1,5 @@
-"""Hooks of two nodes: one of them sends, and the other goes on with its cursor when it is stopped or dies."""
+"""Hooks of two nodes: one of them sends, and the other goes on with its cursor when it is stopped, dies or
+ends."""
 
 import contextlib
 import json
@@ -120,3 +121,5 @@ def test_a_node_goes_on_with_the_hooks_of_another_one(senders):
     for name in NAMES:
         senders.hook("remove", name)
     assert senders.states() == {}
+    assert node.end() == 0
+    assert senders.process() == (0, None)  # it has given the lease back

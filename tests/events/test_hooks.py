@@ -210,6 +210,21 @@ def test_nothing_is_sent_without_the_lease(tmp_path, receiver):
     world.store.close()
 
 
+def test_a_sender_that_ends_saves_its_cursor(tmp_path, receiver):
+    world, hooks = World(tmp_path / "s"), hooks_in(tmp_path / "s")
+    hook = Hook("a", receiver.url, ("create",), new_secret(), 0.0, local=True)
+    hooks.add(hook)
+    hooks.save(hook, HookState("e0.0.0"))
+    world.put(*(key_of(1, 1, number) for number in (1, 2, 3)))
+    HookSender(
+        *(hook, hooks, world.tail(0, time.time), Webhook(hook), "e0"),
+        lambda seconds: len(receiver.taken) == 2,
+        FolderLease(),
+    ).run()
+    assert (hooks.state("a").last_id, hooks.state("a").waiting) == ("e0.2.0", 1)
+    world.store.close()
+
+
 def test_a_hook_that_was_removed_keeps_no_state(tmp_path, receiver):
     hooks = hooks_in(tmp_path)
     hook = Hook("a", receiver.url, ("create",), new_secret(), 0.0)
