@@ -47,6 +47,11 @@ def findings(store):
     return [str(each) for each in check(store, derive)]
 
 
+def dead(store):
+    """The bytes of each object that have no living instance."""
+    return {segment: row.dead for segment, row in store.index.segments().items()}
+
+
 def test_a_lost_database_is_made_again(cluster, one, two, lose):
     put(one, *map(payload_of, KEYS))
     put(two, payload_of(key_of(2)), payload_of(key_of(2, 1, 2)))
@@ -54,7 +59,7 @@ def test_a_lost_database_is_made_again(cluster, one, two, lose):
     put(two, payload_of(KEYS[1], fill="y"), on_duplicate=OnDuplicate.REPLACE)
     put(one, payload_of(KEYS[0], fill="z"))  # again, and deleted again
     one.delete(*KEYS[0])
-    epoch, rows = one.index.about()["epoch"], one.lookup("1.1")
+    epoch, rows, wasted = one.index.about()["epoch"], one.lookup("1.1"), dead(one)
     lose()
     report = reindex(cluster.folder / "verbs", cluster.options, derive)
     assert [(each.severity, each.what) for each in report.findings] == [("note", LOSS)]
@@ -63,6 +68,8 @@ def test_a_lost_database_is_made_again(cluster, one, two, lose):
     assert after.lookup("1.1") == rows
     assert [get(after, key) for key in KEYS[:2]] == [None, payload_of(KEYS[1], fill="y")]
     assert findings(after) == []
+    assert dead(after) == wasted
+    assert sum(wasted.values()) > 0
     assert after.index.about()["epoch"] != epoch
     assert {change.kind for change in after.changes()} == {ChangeKind.STORED}
     # Nodes go on; numbers of objects are not given again.
@@ -169,6 +176,7 @@ def test_a_run_that_broke_off_goes_on(cluster, one, lose, monkeypatch):
     for number, key in enumerate(KEYS):
         put(one, payload_of(key), payload_of(key_of(2, 1, number)))
     one.delete(*KEYS[0])
+    wasted = dead(one)
     lose()
     monkeypatch.setattr("streamsrv.store.maintenance.objects.reindex.SLICE_INSTANCES", 1)
     for _ in range(2):
@@ -188,6 +196,7 @@ def test_a_run_that_broke_off_goes_on(cluster, one, lose, monkeypatch):
     assert [get(after, key) for key in KEYS] == [None, *map(payload_of, KEYS[1:])]
     assert len(after.lookup("1.2")) == 4
     assert findings(after) == []
+    assert dead(after) == wasted
 
 
 def test_a_run_that_was_killed_when_it_had_made_the_tables(cluster, one, lose, monkeypatch):
@@ -293,10 +302,11 @@ def test_a_restored_database_gets_what_happened_since(cluster, one, two, dump):
     assert compact(two, True, 1 << 20).moved > 0
     cluster.pass_time()
     swept(one)
-    rows = [one.lookup(f"1.{study}") for study in (1, 2, 3, 4)]
+    rows, wasted = [one.lookup(f"1.{study}") for study in (1, 2, 3, 4)], dead(one)
     cluster.end()
     dump.load()
     after = filled(cluster)
+    assert dead(after) == wasted
     assert [after.lookup(f"1.{study}") for study in (1, 2, 3, 4)] == rows
     assert findings(after) == []
     assert after.index.about()["epoch"] != epoch

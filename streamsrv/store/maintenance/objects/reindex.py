@@ -289,7 +289,7 @@ class ObjectReindex:
                 self._is_taken(each)
                 return
         slice_ = FilledSlice(self._index, self._tombstones.table, segment, each.length, self._is_listed)
-        damaged = False
+        damaged, stored = False, 0
         tombstones: set[str] = set()
         for step in walk_object(self._form, file.fileno(), segment, each.length):
             if isinstance(step, DamagedBytes):
@@ -297,6 +297,7 @@ class ObjectReindex:
                 self._findings.append(error(at(segment, step.offset), what))
                 damaged = True
             elif step.header.kind is RecordKind.INSTANCE:
+                stored += step.header.length
                 if keys := self._tombstones_of(step.header.record_id):
                     tombstones.update(keys)
                 else:
@@ -306,7 +307,10 @@ class ObjectReindex:
             self._table.copied({segment, *slice_.others})
         if tombstones:
             self._tombstones.table.lies_in(segment, tombstones)
-        if self._index.segment(segment) is not None:
+        row = self._index.segment(segment)
+        if row is not None:
+            # A run that broke off, or an older database, may have counted some.
+            self._index.seal(segment, dead_bytes=max(stored - row.live - row.dead, 0))
             self._table.filled(segment, FILLED)
         elif damaged:
             self._table.give_up(segment, uploading=False)  # it stays in the bucket, and its tombstones do
