@@ -46,6 +46,7 @@
             |-- BucketUnreachable    503  the bucket of the segments does not answer, with Retry-After
             |-- UploadExpired        503  an object was removed, because its node was silent: try again
             `-- SegmentGone               compaction has removed a segment: look up again
+                `-- ObjectGone            the segment is an object of a bucket
 
 `detail` is a sentence for the user. It names the fault and its place (tag, byte offset), and never contains a
 value of a patient's attribute.
@@ -362,7 +363,13 @@ class InstanceDamaged(StoreCorrupt):
 
 
 class SegmentGone(StoreError):
-    pass
+    """`lost` is the reason of the damage if an instance lives in the segment."""
+
+    lost = "the file of its segment is missing"
+
+
+class ObjectGone(SegmentGone):
+    lost = "its object is not in the bucket"
 
 
 NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT))

@@ -13,7 +13,6 @@ Rules of this file
 
 from __future__ import annotations
 
-import contextlib
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -44,7 +43,6 @@ from streamsrv.query.budget import Budget
 from streamsrv.query.conditions import Query, query_of
 from streamsrv.search.parameters import SearchLimits, parameters_of
 from streamsrv.store import (
-    MISSING_SEGMENT,
     InstanceKey,
     InstanceRow,
     Store,
@@ -87,6 +85,7 @@ class StoredInstance(NamedTuple):
 
     def send(self, sock: socket.socket, progress: Progress) -> None:
         """Raises FileChanged if it was deleted or replaced, InstanceDamaged, OSError."""
+        lost = ""
         for _ in range(READS):
             found = self.store.instance(self.row.key)  # compaction may have moved it
             if found is None or found[0].record_id != self.row.record_id:
@@ -98,14 +97,16 @@ class StoredInstance(NamedTuple):
                 sock.sendall(held)
                 held = piece
 
-            with contextlib.suppress(SegmentGone):
+            try:
                 copy_bytes(self.store, found[0], write)
                 sock.sendall(held)
                 return
+            except SegmentGone as gone:
+                lost = gone.lost
             if held:
                 break
         else:
-            raise refusal([damaged_record(self.row, MISSING_SEGMENT)])
+            raise refusal([damaged_record(self.row, lost)])
         raise FileChanged(f"the instance {self.uid} was deleted or replaced")
 
 

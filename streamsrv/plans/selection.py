@@ -22,7 +22,6 @@ from streamsrv.dicom.window import Pread
 from streamsrv.errors import NotFound, SegmentGone, StoreError
 from streamsrv.query.rules import Rule
 from streamsrv.store import (
-    MISSING_SEGMENT,
     PLACE,
     DamagedRecord,
     InstanceKey,
@@ -164,8 +163,8 @@ class Selection:
         for row in self.rows():
             try:
                 self._store.open_segments([row.location.segment]).release()
-            except SegmentGone:
-                return refusal([damaged_record(row, MISSING_SEGMENT)])
+            except SegmentGone as gone:
+                return refusal([damaged_record(row, gone.lost)])
         return StoreError("segments were replaced again and again while they were being opened")
 
     def loss(self, gone: SegmentGone) -> StoreError:

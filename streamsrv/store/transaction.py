@@ -34,7 +34,6 @@ from streamsrv.store.rows import (
 from streamsrv.store.segments.leases import SegmentLease
 from streamsrv.store.segments.records import NO_ID, Record, RecordFormat
 from streamsrv.store.segments.verifying import (
-    MISSING_SEGMENT,
     SHORT_OBJECT,
     damage_of,
     damaged_record,
@@ -277,8 +276,8 @@ class Duplicates:
         try:
             with self._readers.open([segment]) as lease:
                 return damage_of(self._form, lease, row)
-        except SegmentGone:
-            return MISSING_SEGMENT
+        except SegmentGone as gone:
+            return gone.lost
         except StoreCorrupt:
             return SHORT_OBJECT
         except OSError as error:

@@ -6,6 +6,7 @@ import pytest
 from cluster_store import KEYS, begun, flip, key_in_bucket
 from store_world import derive, get, open_store, payload_of, put
 
+from streamsrv.companions.forwarding import StoredInstance
 from streamsrv.errors import InstanceDamaged, SegmentGone, StoreError
 from streamsrv.plans.selection import Selection
 from streamsrv.store import OnDuplicate, Outcome
@@ -15,6 +16,7 @@ from streamsrv.store.maintenance.objects.check import check
 from streamsrv.store.maintenance.objects.compact import compact
 from streamsrv.store.maintenance.objects.scrub import check_segments
 from streamsrv.store.maintenance.scrub import Pace
+from streamsrv.tools.outgoing.store_source import StoreSource
 
 
 def scrubbed(store):
@@ -67,6 +69,25 @@ def test_a_reader_registers_a_lost_object(one, two):
     with pytest.raises(InstanceDamaged):
         Selection(two, *KEYS[0]).require_undamaged()
     selection.release()
+
+
+def test_readers_tell_that_an_object_is_lost(one):
+    """Export, forwarding and move, which read whole instances."""
+    put(one, payload_of(KEYS[0]))
+    (row,) = one.lookup(*KEYS[0])
+    one.rooms.bucket.remove(key_in_bucket(one, KEYS[0])[1])
+    said = "its object is not in the bucket"
+    item = SimpleNamespace(key=KEYS[0])
+    with pytest.raises(InstanceDamaged, match=said):
+        StoreSource(one, (), ()).fetch(item, "", lambda: None, lambda piece: None)
+    with pytest.raises(InstanceDamaged, match=said):
+        StoredInstance(one, row).send(None, None)
+    assert damage_in(one, row) == said
+    copier = InstanceCopier(one, one, derive, None)
+    transaction = one.begin()
+    assert copier._taken(transaction, row) is None
+    transaction.abort()
+    assert copier.reasons == {KEYS[0]: said}
 
 
 def test_an_instance_that_was_moved_is_not_lost(one, two):

@@ -26,7 +26,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore, HTTPStore, LocalStore, MemoryStore, S3Store
 
-from streamsrv.errors import BucketUnreachable, SegmentGone, StoreCorrupt, StoreError
+from streamsrv.errors import BucketUnreachable, ObjectGone, SegmentGone, StoreCorrupt, StoreError
 from streamsrv.store.fileops import Buffer
 from streamsrv.store.objects.aws_files import configured
 
@@ -228,7 +228,7 @@ def _error(error: BaseException, doing: str) -> StoreError:
     if "NoSuchBucket" in text:
         return StoreError("there is no such bucket: make it, or name another one")
     if isinstance(error, FileNotFoundError) or status == HTTPStatus.NOT_FOUND:
-        return SegmentGone("an object is gone")
+        return ObjectGone("an object is gone")
     if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
         return StoreCorrupt("an object ends before the bytes that are wanted")
     log.error("%s the bucket: %s", doing, _first_line(error))

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from streamsrv.errors import NO_SPACE, SegmentGone, StoreCorrupt, system_error
+from streamsrv.errors import NO_SPACE, ObjectGone, SegmentGone, StoreCorrupt, system_error
 from streamsrv.store.objects.bucket import Bucket
 from streamsrv.store.objects.cache_folder import CacheFolder, PartKey, StoredObject
 from streamsrv.store.objects.cached_file import CHUNK, CachedFile
@@ -197,7 +197,7 @@ class ObjectCache:
         places = self._find(wanted)
         for segment in wanted:
             if segment not in places:
-                raise SegmentGone(f"segment {segment} is gone")
+                raise ObjectGone(f"segment {segment} is gone")
         return ObjectLease(self, places)
 
     def close(self) -> None:
@@ -246,7 +246,7 @@ class ObjectCache:
             with self._reading:
                 self._put(file, run, length)
         except SegmentGone:
-            error = SegmentGone(f"the object of segment {file.segment} is not in the bucket")
+            error = ObjectGone(f"the object of segment {file.segment} is not in the bucket")
         except OSError as failure:
             error = system_error(failure, "measuring the cache")
         except BaseException as failure:

@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Iterable
 
-from streamsrv.errors import InstanceDamaged
+from streamsrv.errors import InstanceDamaged, ObjectGone, SegmentGone
 from streamsrv.store.index import DamagedRecord, Index
 from streamsrv.store.rows import InstanceRow
 from streamsrv.store.segments.leases import SegmentLease
@@ -27,9 +27,8 @@ log = logging.getLogger("streamsrv.store")
 
 HASH_WINDOW = 1 << 20
 WRONG_DIGEST = "its checksum is not that of its arrival"
-MISSING_SEGMENT = "the file of its segment is missing"
+MISSING_SEGMENT, MISSING_OBJECT = SegmentGone.lost, ObjectGone.lost
 SHORT_SEGMENT = "the file of its segment ends before it"
-MISSING_OBJECT = "its object is not in the bucket"
 SHORT_OBJECT = "its object ends before it"
 
 

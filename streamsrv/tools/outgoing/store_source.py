@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 
@@ -17,7 +16,6 @@ from streamsrv.query.conditions import query_of
 from streamsrv.search.parameters import SearchLimits, parameters_of
 from streamsrv.settings import Settings
 from streamsrv.store import (
-    MISSING_SEGMENT,
     InstanceKey,
     InstanceRow,
     LevelRow,
@@ -67,6 +65,7 @@ class StoreSource:
         """Calls `begin`, then `write` with the stored bytes; again if compaction moved them. None if they
         have the version that is given. Raises LookupError if the instance was deleted, InstanceDamaged,
         OSError."""
+        lost = ""
         for _ in range(ATTEMPTS):
             found = self._store.instance(InstanceKey(*item.key))
             if found is None:
@@ -74,12 +73,14 @@ class StoreSource:
             row = found[0]
             if row.record_id.hex() == version:
                 return None
-            with contextlib.suppress(SegmentGone):
+            try:
                 begin()
                 copy_bytes(self._store, row, write)
                 return Fetched(row.record_id.hex(), row.transfer_syntax)
+            except SegmentGone as gone:
+                lost = gone.lost
         else:
-            raise refusal([damaged_record(row, MISSING_SEGMENT)])
+            raise refusal([damaged_record(row, lost)])
         raise LookupError("it was deleted")
 
 

@@ -23,7 +23,6 @@ from streamsrv.store.maintenance.scanning import OldIndex
 from streamsrv.store.rows import InstanceKey, InstanceRow, NewInstance, OnDuplicate
 from streamsrv.store.segments.records import Record
 from streamsrv.store.segments.verifying import (
-    MISSING_SEGMENT,
     SHORT_SEGMENT,
     WRONG_DIGEST,
     damaged_record,
@@ -114,6 +113,7 @@ class InstanceCopier:
     def _taken(self, transaction: Transaction, row: InstanceRow) -> StagedCopy | None:
         """None if the instance was deleted, or cannot be read."""
         found: InstanceRow | None = row
+        lost = ""
         try:
             for _ in range(ATTEMPTS):
                 if found is None:
@@ -127,8 +127,9 @@ class InstanceCopier:
                         raise Unreadable(reason.detail) from reason
                     if not isinstance(reason, SegmentGone):
                         raise
+                    lost = reason.lost
                 found = self._current(row.key)
-            raise Unreadable(MISSING_SEGMENT)
+            raise Unreadable(lost)
         except OSError as error:
             self._note(row.key, f"its bytes cannot be read: {error.strerror}")
         except Unreadable as reason:

@@ -16,7 +16,7 @@ from streamsrv.store.index import DamagedRecord, serial_of, split_triple, unpack
 from streamsrv.store.maintenance.moving.copying import BEFORE_THE_MOVE, MoveReport, patiently
 from streamsrv.store.maintenance.moving.mark import MoveState, last_sequence
 from streamsrv.store.rows import InstanceKey, InstanceRow
-from streamsrv.store.segments.verifying import MISSING_SEGMENT, SHORT_OBJECT, damage_of, damaged_record
+from streamsrv.store.segments.verifying import SHORT_OBJECT, damage_of, damaged_record
 from streamsrv.store.store import Store
 
 
@@ -68,8 +68,8 @@ def damage_in(store: Store, row: InstanceRow) -> str:
     try:
         with store.open_segments([row.location.segment]) as lease:
             return damage_of(store.form, lease, row)
-    except SegmentGone:
-        return MISSING_SEGMENT
+    except SegmentGone as gone:
+        return gone.lost
     except StoreCorrupt:
         return SHORT_OBJECT
     except OSError as error:
