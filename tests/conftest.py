@@ -23,6 +23,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    gc.disable()  # until all tests are collected
     config.addinivalue_line("markers", "embedded(why): a test that no store of several nodes can pass")
     if config.getoption("store") == "cluster":  # verbs run in the process of a test, which goes on
         config.addinivalue_line("filterwarnings", "ignore:.*was deleted while still open:ResourceWarning")
@@ -35,6 +36,11 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(config, items):
+    """Coverage does not count random tests, nor others with the mark `no_cover`, which pass the same lines
+    again and again: that takes 2.5 times as long, and each line should have a test that means it."""
+    for item in items:
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker("no_cover")
     if config.getoption("store") == "cluster":
         left_out = [item for item in items if item.get_closest_marker("embedded")]
         config.hook.pytest_deselected(items=left_out)
@@ -57,6 +63,7 @@ def kind_of_store(request):
 def pytest_collection_finish(session):
     """A collection of garbage would look at a million objects of the tests each time."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(trylast=True)

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from faulty_disk import FaultyDisk
 
-from streamsrv import cli
+from streamsrv import cli, verbs
 
+VERBS = verbs.VERBS  # loaded here, so that no child loads them
 EVERY = 0
 
 

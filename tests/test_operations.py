@@ -17,7 +17,7 @@ from small_client import Client, file_of, key_of, path_of
 
 SOAK = int(os.environ.get("SOAK", "1"))
 SEED = int(os.environ.get("SEED", "7")) if SOAK == 1 else random.SystemRandom().randrange(1 << 32)
-SECONDS = 10 * SOAK
+SECONDS = 6 * SOAK
 LEAST, MOST = 50, 400 * SOAK
 KEYS = [key_of(study, series, number) for study in (1, 2, 3) for series in (1, 2) for number in range(1, 5)]
 

@@ -12,7 +12,7 @@ from power_cut import PowerCutRecording, verify
 
 SOAK = int(os.environ.get("SOAK", "1"))
 SEED = int(os.environ.get("SEED", "20240102")) if SOAK == 1 else random.SystemRandom().randrange(1 << 32)
-CUTS = 12 * SOAK
+CUTS = 8 * SOAK
 MODES = [True] if SOAK == 1 else [True, False]
 
 

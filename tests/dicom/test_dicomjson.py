@@ -236,6 +236,7 @@ def test_pieces_are_at_most_256_kb():
     assert max(map(len, pieces)) <= 256 * 1024
 
 
+@pytest.mark.no_cover
 def test_a_large_sequence_lies_never_whole_in_memory():
     one = (
         us(0x00280010, 1)

@@ -288,6 +288,7 @@ def test_a_nesting_bomb_of_a_million_sequences():
         walk(bomb)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("shape", ["elements", "items"])
 def test_a_million_empty_elements_or_items_in_bounded_memory(shape):
     def content(count):

@@ -72,6 +72,7 @@ def test_a_value_without_end_is_refused(monkeypatch):
         JsonReader(b"x" * 1000 if number else b'"' for number in range(10_000)).value()
 
 
+@pytest.mark.no_cover
 def test_memory_is_bounded():
     def pieces():
         yield b"["

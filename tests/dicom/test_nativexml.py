@@ -128,6 +128,7 @@ def test_keywords_of_standard_attributes():
     assert [node.get("keyword") for node in root] == ["PatientName", None]
 
 
+@pytest.mark.no_cover
 def test_a_large_sequence_lies_never_whole_in_memory():
     one = element(0x00081030, "LO", b"some text ") + sequence(0x00081140, [item(b"")])
     pieces = []

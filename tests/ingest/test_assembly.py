@@ -317,6 +317,7 @@ def test_a_full_disk_is_told(store, monkeypatch):
         send(store, described(metadata()), ICC, PIXELS)
 
 
+@pytest.mark.no_cover
 def test_memory_is_bounded(store):
     """40 MB of pixels, and metadata that take 19 MB as Python objects."""
     items = [{"00080050": {"vr": "SH", "Value": ["a"]}, "00081140": {"vr": "SQ", "Value": [{}]}}] * 10_000

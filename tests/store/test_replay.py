@@ -183,6 +183,7 @@ def state_of(folder, replay, step, is_over):
     return digest, replay.index, step.begin, is_over
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_prefix(recording, memory, loss, seen):
     checked = 0

@@ -305,6 +305,7 @@ def test_limit_of_parts() -> None:
     )
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "part", [b"\r\n--boundary", b"\r\n--boundary\r\n\r\n", b"\r\n--boundary\r\na: b\r\n\r\n"]
 )
