@@ -12,8 +12,8 @@ unexport PYTHONDONTWRITEBYTECODE
 
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test test-fast test-newest test-cluster test-deployment test-viewers test-services test-programs
-.PHONY: lint format perf soak soak-cluster fuzz docs wheel release audit clean
+.PHONY: run test test-fast test-newest test-cluster test-deployment test-viewers test-nodes test-services
+.PHONY: test-programs lint format perf soak soak-cluster fuzz docs wheel release audit clean
 
 define environment
 	$(PYTHON) -c 'import sys; sys.exit("streamsrv needs Python 3.11 or later, this is " + sys.version) if sys.version_info < (3, 11) else None'
@@ -78,28 +78,32 @@ test-cluster: $(VENV)/ready
 
 # The files of conf/ and the Dockerfile in the real programs: proxies, systemd, buildah, Prometheus. Needs
 # root, and the programs that .ci/run installs. SOAK=10 sends 2 GB through each proxy.
-# Three processes share the modules: viewers and nodes, services beside a server, and all others. The name gives
-# each its own ports.
-VIEWERS := $(wildcard tests/deployment/test_*viewer*.py tests/deployment/test_node*.py)
-SERVICES := $(wildcard $(patsubst %,tests/deployment/test_*%*.py,database object cluster gateways move \
-	prometheus release restore syslog))
+# Four processes share the modules: viewers and browsers, nodes and releases, services beside a server, and all
+# others. The name gives each its own ports.
+VIEWERS := $(wildcard $(patsubst %,tests/deployment/test_*%*.py,viewer browser dashboard oidc))
+NODES := $(wildcard $(patsubst %,tests/deployment/test_*%*.py,node release restore syslog))
+SERVICES := $(wildcard $(patsubst %,tests/deployment/test_*%*.py,database object cluster gateways move prometheus))
+SHARED := $(VIEWERS) $(NODES) $(SERVICES)
 
 # A part of test-cluster.
 BOTH := tests/test_operations.py tests/test_metadata_http.py \
 	tests/test_tutorial.py::test_the_chinese_page_on_our_samples
 
 test-deployment: $(VENV)/extras
-	$(MAKE) --jobs 3 --keep-going --output-sync=target test-viewers test-services test-programs
+	$(MAKE) --jobs 4 --keep-going --output-sync=target test-viewers test-nodes test-services test-programs
 
 test-viewers: $(VENV)/extras
 	PYTEST_XDIST_WORKER=gw4 $(BIN)/python -m pytest -q -s $(VIEWERS)
 
-test-services: $(VENV)/extras
-	PYTEST_XDIST_WORKER=gw5 $(BIN)/python -m pytest -q -s $(SERVICES)
+test-nodes: $(VENV)/extras
+	PYTEST_XDIST_WORKER=gw5 $(BIN)/python -m pytest -q -s $(NODES)
 	PYTEST_XDIST_WORKER=gw5 $(BIN)/python -m pytest -q --store cluster $(BOTH)
 
+test-services: $(VENV)/extras
+	PYTEST_XDIST_WORKER=gw6 $(BIN)/python -m pytest -q -s $(SERVICES)
+
 test-programs: $(VENV)/extras
-	PYTEST_XDIST_WORKER=gw6 $(BIN)/python -m pytest -q -s $(VIEWERS:%=--ignore=%) $(SERVICES:%=--ignore=%) tests/deployment
+	PYTEST_XDIST_WORKER=gw7 $(BIN)/python -m pytest -q -s $(SHARED:%=--ignore=%) tests/deployment
 
 # More rounds of the random tests, with new seeds: SOAK=100 make soak. docs/reliability.md lists them.
 SOAK_TESTS := tests/test_kill.py tests/test_power_cut.py tests/test_failing_disk.py \
