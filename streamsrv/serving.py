@@ -5,10 +5,6 @@ It imports the supervisor, and no more of the rooms: they load in the workers an
 
 from __future__ import annotations
 
-import gc
-
-gc.disable()  # as in server.py
-
 import argparse
 import contextlib
 import json
@@ -16,8 +12,6 @@ import os
 
 from streamsrv import config, supervisor
 from streamsrv.settings import TABLES, Value, without_passwords
-
-gc.enable()
 
 ADVANCED = "advanced"
 
