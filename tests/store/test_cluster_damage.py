@@ -1,5 +1,6 @@
 """Objects that are lost or decay: what readers get, what `check --segments` finds, and how it heals."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +13,10 @@ from streamsrv.plans.selection import Selection
 from streamsrv.store import OnDuplicate, Outcome
 from streamsrv.store.maintenance.moving.copying import InstanceCopier
 from streamsrv.store.maintenance.moving.verification import damage_in
+from streamsrv.store.maintenance.objects import scrub
 from streamsrv.store.maintenance.objects.check import check
 from streamsrv.store.maintenance.objects.compact import compact
+from streamsrv.store.maintenance.objects.reading import copy_of
 from streamsrv.store.maintenance.objects.scrub import check_segments
 from streamsrv.store.maintenance.scrub import Pace
 from streamsrv.tools.outgoing.store_source import StoreSource
@@ -53,6 +56,25 @@ def test_a_lost_object_is_registered_until_it_is_back(one, two):
     assert names(two) == []
     assert one.lookup(*KEYS[0])[0].location.segment == segment
     assert get(one, KEYS[0]) == payload_of(KEYS[0])
+
+
+def test_objects_are_read_together_and_told_in_order(one, monkeypatch):
+    for key in KEYS[:2]:
+        put(one, payload_of(key))
+        segment, offset, _ = one.lookup(*key)[0].location
+        flip(one, segment, offset + 150)
+    (first, last), read = (key_in_bucket(one, key)[1] for key in KEYS[:2]), threading.Event()
+
+    def copied(bucket, key, *others):
+        assert key != first or read.wait(30)  # the other one is read meanwhile
+        file = copy_of(bucket, key, *others)
+        if key == last:
+            read.set()
+        return file
+
+    monkeypatch.setattr(scrub, "copy_of", copied)
+    said = scrubbed(one)
+    assert [name for line in said for name in KEYS if "/".join(name) in line] == KEYS[:2]
 
 
 def test_a_reader_registers_a_lost_object(one, two):

@@ -35,6 +35,7 @@ import contextlib
 import errno
 import mmap
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -223,7 +224,7 @@ def verified_until(state: ScrubState, rows: Mapping[int, SegmentRow]) -> tuple[f
 
 
 class Pace:
-    """Holds reads to `rate` bytes a second, by sleeping; 0: no limit."""
+    """Holds the reads of all threads to `rate` bytes a second, by sleeping; 0: no limit."""
 
     def __init__(
         self,
@@ -235,13 +236,15 @@ class Pace:
         self._clock = clock
         self.sleep = sleep
         self._free_at = clock()
+        self._lock = threading.Lock()
 
     def take(self, length: int) -> None:
         """Called after a read of `length` bytes."""
         if self._rate:
-            now = self._clock()
-            self._free_at = max(self._free_at, now) + length / self._rate
-            self.sleep(self._free_at - now)
+            with self._lock:
+                now = self._clock()
+                self._free_at = until = max(self._free_at, now) + length / self._rate
+            self.sleep(until - now)
 
 
 class ScannedBytes(NamedTuple):

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, TypeAlias, TypeVar
 
 from streamsrv.errors import SegmentGone
 from streamsrv.store.fileops import FileOps, write_all
@@ -19,6 +19,7 @@ PIECE = 8 << 20
 AT_ONCE = 4
 
 ObjectFile: TypeAlias = IO[bytes]
+Item = TypeVar("Item")
 
 
 def copy_of(
@@ -40,13 +41,20 @@ def copy_of(
 def copies_of(
     bucket: Bucket, objects: Iterable[ListedObject], folder: Path
 ) -> Iterator[tuple[ListedObject, ObjectFile | None]]:
-    """Each object with a file of its bytes, which lasts until the next one is taken. None if the object is
-    gone. AT_ONCE objects are in files at the same time. Raises as `copy_of`."""
-    waiting: deque[tuple[ListedObject, Future[ObjectFile]]] = deque()
+    """Each object with a file of its bytes, as `files_of`."""
+    return files_of(objects, lambda each: copy_of(bucket, each.key, each.length, folder))
+
+
+def files_of(
+    items: Iterable[Item], copied: Callable[[Item], ObjectFile]
+) -> Iterator[tuple[Item, ObjectFile | None]]:
+    """Each item, in their order, with a file that lasts until the next one is taken. None if its object is
+    gone. Threads call `copied`, so AT_ONCE objects are in files at the same time. Raises as `copy_of`."""
+    waiting: deque[tuple[Item, Future[ObjectFile]]] = deque()
     with ThreadPoolExecutor(AT_ONCE, "copy") as pool:
         try:
-            for each in objects:
-                waiting.append((each, pool.submit(copy_of, bucket, each.key, each.length, folder)))
+            for each in items:
+                waiting.append((each, pool.submit(copied, each)))
                 if len(waiting) == AT_ONCE:
                     yield from _taken(*waiting.popleft())
             while waiting:
@@ -57,7 +65,7 @@ def copies_of(
                 copy.add_done_callback(_dropped)
 
 
-def _taken(each: ListedObject, copy: Future[ObjectFile]) -> Iterator[tuple[ListedObject, ObjectFile | None]]:
+def _taken(each: Item, copy: Future[ObjectFile]) -> Iterator[tuple[Item, ObjectFile | None]]:
     try:
         file = copy.result()
     except SegmentGone:

@@ -1,8 +1,9 @@
 """Compares the bytes of all objects with their digests, and registers damage. Writes lost tombstones again.
 
-Strategy: each object is copied from the bucket into a file without a name, past the cache. If all records of
-its trailer are whole, nothing else is looked up. Else the rows of the database decide: each living instance
-of the object is compared with its digest, also where headers or trailer are damaged.
+Strategy: each object is copied from the bucket into a file without a name, past the cache, while others are
+compared. If all records of its trailer are whole, nothing else is looked up. Else the rows of the database
+decide: each living instance of the object is compared with its digest, also where headers or trailer are
+damaged.
 
 It runs beside all nodes. An object that is removed meanwhile is passed over.
 
@@ -14,15 +15,16 @@ Rules of this file
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from streamsrv.errors import SegmentGone, StoreCorrupt
+from streamsrv.errors import StoreCorrupt
 from streamsrv.store.cluster.store import ClusterStore
 from streamsrv.store.index import DamagedRecord
 from streamsrv.store.maintenance.check import Finding, Severity, at, error, wrong_payload
 from streamsrv.store.maintenance.objects.compact import move
-from streamsrv.store.maintenance.objects.reading import ObjectFile, copy_of
+from streamsrv.store.maintenance.objects.reading import ObjectFile, copy_of, files_of
 from streamsrv.store.maintenance.scrub import REGISTER_BATCH, Pace
 from streamsrv.store.objects.cache_folder import StoredObject
 from streamsrv.store.objects.layout import walk_object
@@ -60,9 +62,16 @@ class ObjectScrub:
             for record in page:
                 self._registered[record.location.segment].append(record)
         places = {segment: StoredObject(key, size) for segment, key, size in self._rooms.table.complete()}
-        for segment, row in self._index.segments().items():
-            if not row.empty and segment in places:
-                yield from self._object(row, places[segment])
+        there = [
+            (row, places[segment])
+            for segment, row in self._index.segments().items()
+            if not row.empty and segment in places
+        ]
+        for (row, place), file in files_of(there, lambda item: self._copied(*item)):
+            if file is None:
+                self._missing.add(row.segment)
+            else:
+                yield from self._object(row, place, file)
         yield from self._lost()
         yield from self._lost_tombstones()
 
@@ -73,31 +82,26 @@ class ObjectScrub:
                 tombstones.write_all(0)
                 yield error(key, "the bucket has lost this tombstone: it is written again")
 
-    def _object(self, row: SegmentRow, place: StoredObject) -> Iterator[Finding]:
-        try:
-            file, size = self._copied(row, place)
-        except SegmentGone:
-            self._missing.add(row.segment)
-            return
-        with file:
-            findings = list(self._damage(file, row.segment, size))
-            if size < row.committed_end:
-                what = f"its object ends here, not at {row.committed_end}"
-                findings.append(error(at(row.segment, size), what))
-            if findings:
-                yield from findings
-                yield from self._living(file, row.segment, size)
-            elif row.segment in self._registered:
-                self._heal(self._registered[row.segment], place)
+    def _object(self, row: SegmentRow, place: StoredObject, file: ObjectFile) -> Iterator[Finding]:
+        size = os.fstat(file.fileno()).st_size
+        findings = list(self._damage(file, row.segment, size))
+        if size < row.committed_end:
+            what = f"its object ends here, not at {row.committed_end}"
+            findings.append(error(at(row.segment, size), what))
+        if findings:
+            yield from findings
+            yield from self._living(file, row.segment, size)
+        elif row.segment in self._registered:
+            self._heal(self._registered[row.segment], place)
 
-    def _copied(self, row: SegmentRow, place: StoredObject) -> tuple[ObjectFile, int]:
-        """A file, and the number of bytes that the object has: fewer than it should, if it was cut."""
+    def _copied(self, row: SegmentRow, place: StoredObject) -> ObjectFile:
+        """A file with the bytes that the object has: fewer than it should, if it was cut."""
         folder, length = self._store.layout.root, row.committed_end
         try:
-            return copy_of(self._rooms.bucket, place.key, length, folder, self._pace.take), length
+            return copy_of(self._rooms.bucket, place.key, length, folder, self._pace.take)
         except StoreCorrupt:
             length = min(self._rooms.bucket.length(place.key), length)
-            return copy_of(self._rooms.bucket, place.key, length, folder, self._pace.take), length
+            return copy_of(self._rooms.bucket, place.key, length, folder, self._pace.take)
 
     def _damage(self, file: ObjectFile, segment: int, size: int) -> Iterator[Finding]:
         """Damage by headers and trailer. Wrong payloads are notes: `_living` finds those of instances."""
