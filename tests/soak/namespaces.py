@@ -23,7 +23,7 @@ class Machine:
     """`address` is reached by the other machines, as long as the cable is plugged in."""
 
     def __init__(self, network, name, number):
-        self.name = name
+        self.name, self.number = name, number
         self.address = f"{SUBNET}.{number}"
         self._switch = network.switch
         self._space = f"{network.prefix}-{name}"

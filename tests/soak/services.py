@@ -20,6 +20,7 @@ from seaweed import ADMIN, BUCKET, identities, program, store_of, variables
 
 PATRONI, ETCD = "patroni", "etcd"
 DATABASE_PORT, PATRONI_PORT, ETCD_PORT, GATEWAY_PORT, NODE_PORT = 5432, 8008, 2379, 8333, 8943
+MASTER_PORT, VOLUME_PORT, FILER_PORT = 9333, 8080, 8888
 # The primary is given up this many seconds after its last word. Patroni allows no less.
 TTL, LOOP_WAIT, RETRY_TIMEOUT = 20, 5, 5
 START = 300  # seconds: three masters have to elect one, on a machine that may be busy
@@ -137,14 +138,17 @@ class Databases:
 
 class Seaweed:
     """A master, a volume server, a filer and an S3 gateway on each of three machines. The filers share a
-    database, so each of them knows at once what another one wrote."""
+    database, so each of them knows at once what another one wrote.
+
+    Processes of one machine also talk by Unix sockets in /tmp, which have the numbers of their ports. The
+    machines share this folder, so each has ports of its own."""
 
     def __init__(self, machines, folder, etcd_address, balancer):
         self._machines, self._folder = machines, folder
         self._config = folder / "s3.json"
         folder.mkdir(parents=True)
         self._config.write_text(json.dumps(identities()))
-        peers = ",".join(f"{each.address}:9333" for each in machines)
+        peers = ",".join(place_of(each, MASTER_PORT) for each in machines)
         for each in machines:
             place = folder / each.name
             (place / "data").mkdir(parents=True)
@@ -153,11 +157,13 @@ class Seaweed:
             )
             flags = [f"-ip={each.address}", "-ip.bind=0.0.0.0", f"-dir={place / 'data'}", "-filer"]
             flags += [f"-master.peers={peers}", "-master.defaultReplication=001", "-master.telemetry=false"]
+            ports = {"master": MASTER_PORT, "volume": VOLUME_PORT, "filer": FILER_PORT}
+            flags += [f"-{name}.port={first + each.number}" for name, first in ports.items()]
             flags += ["-volume.max=100", "-master.volumeSizeLimitMB=64", "-master.raftHashicorp"]
             self._start(each, "server", flags)
         self.gateways = {}
         for each in machines:
-            waited(lambda each=each: answer(f"http://{each.address}:8888/")[0], "a filer", START)
+            waited(lambda each=each: answer(f"http://{place_of(each, FILER_PORT)}/")[0], "a filer", START)
             self.start_gateway(each)
         for each in machines:
             waited(lambda each=each: answer(gateway(each))[0], "a gateway", START)
@@ -170,7 +176,8 @@ class Seaweed:
         return machine.start(command, place / f"{verb}.log", cwd=place, env=os.environ | limits)
 
     def start_gateway(self, machine):
-        flags = [f"-port={GATEWAY_PORT}", f"-filer={machine.address}:8888", f"-config={self._config}"]
+        filer = place_of(machine, FILER_PORT)
+        flags = [f"-port={GATEWAY_PORT + machine.number}", f"-filer={filer}", f"-config={self._config}"]
         flags += ["-port.iceberg=0", "-port.lance=0", "-ip.bind=0.0.0.0"]
         self.gateways[machine.name] = self._start(machine, "s3", flags)
 
@@ -186,8 +193,12 @@ class Seaweed:
         return False
 
 
+def place_of(machine, first_port):
+    return f"{machine.address}:{first_port + machine.number}"
+
+
 def gateway(machine):
-    return f"http://{machine.address}:{GATEWAY_PORT}/healthz"
+    return f"http://{place_of(machine, GATEWAY_PORT)}/healthz"
 
 
 GATEWAYS = """
@@ -211,7 +222,7 @@ def balancer(machine, nodes, gateways, folder):
     text = (ROOT / "conf/haproxy-nodes.cfg").read_text()
     lines = [line for line in text.splitlines() if not line.strip().startswith("server ")]
     lines += [f"    server {each.name} {each.address}:{NODE_PORT}" for each in nodes]
-    servers = [f"    server {each.name} {each.address}:{GATEWAY_PORT}" for each in gateways]
+    servers = [f"    server {each.name} {place_of(each, GATEWAY_PORT)}" for each in gateways]
     lines += GATEWAYS.replace("PORT", str(GATEWAY_PORT)).replace("SERVERS", "\n".join(servers)).splitlines()
     (folder / "haproxy.cfg").write_text("\n".join(lines) + "\n")
     machine.start(["haproxy", "-db", "-f", folder / "haproxy.cfg"], folder / "log")
