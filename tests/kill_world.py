@@ -26,6 +26,7 @@ import store_kinds
 from histories import FOR_EVER, Operation, last_states
 from live_server import environment, executable, free_port, start_server
 from small_client import LOST, Client, NotSent, file_of, key_of
+from waiting import waited
 
 from streamsrv import cli
 
@@ -34,13 +35,6 @@ CLIENTS = 3
 SEGMENT_SIZE = 200_000  # some segments are full, most are mostly dead soon
 PATIENCE = 30.0
 ENOUGH = 3  # stores acknowledged after a kill, by the worker that lives
-
-
-def waited(condition, what, patience=PATIENCE):
-    deadline = time.monotonic() + patience
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {patience} s"
-        time.sleep(0.005)
 
 
 def verb(*arguments):

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import time
 
 import pytest
 from change_readers import EventClient
@@ -16,6 +15,7 @@ from pydicom.uid import SecondaryCaptureImageStorage
 from pynetdicom import AE, build_role, evt
 from small_client import Client, file_of, key_of, path_of
 from test_tutorial import run_through, steps_of_page
+from waiting import waited
 from webhook_receiver import Receiver
 
 from streamsrv.events.hooks import hooks_in
@@ -196,13 +196,6 @@ def test_requests_while_the_database_is_away(server, client, database_server, gu
     assert client.read(key_of(3, 1, 1)) is None
     assert client.store([file_of(key_of(3, 1, 1), 1, 500)]).status == 200
     assert waits(guarded) == []
-
-
-def waited(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path, url, server):

@@ -23,6 +23,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGBaseline8Bit
+from waiting import waited
 
 from streamsrv.audit.reading import entries_of
 from streamsrv.audit.recorder import AuditRecorder
@@ -198,12 +199,12 @@ class Worker:
             for each in found:
                 each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
 
-        eventually(lambda: self.call(narrow) or found)
+        waited(lambda: self.call(narrow) or found)
         return connection
 
     def took(self, before, count):
         """How many of `count` requests were answered in which way, after the answers `before`."""
-        eventually(lambda: self.answered.total() >= before.total() + count)
+        waited(lambda: self.answered.total() >= before.total() + count)
         return self.answered - before
 
     def replace(self, **given):
@@ -229,7 +230,7 @@ class Worker:
 
     def logged(self, count=0):
         """Lines without time, seconds and request id; each with its way. Waits for `count` of them."""
-        eventually(lambda: self.lines.text.count("\n") >= count)
+        waited(lambda: self.lines.text.count("\n") >= count)
         own = (
             r'^\S+ | [\d.]+ [\w-]+ [\w-]+$|"at":"[^"]*"|"seconds":[\d.]+|"request_id":"[^"]*"|"way":"[\w-]+"'
         )
@@ -349,13 +350,6 @@ def comparable(answer):
     head, payload = answer
     payload = re.sub(rb'"instance": ?"[^"]*"', b"", payload) if b"problem+json" in head else payload
     return re.sub(rb"(Date|X-Request-ID): [^\r]*", rb"\1", head), payload
-
-
-def eventually(condition):
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
@@ -530,7 +524,7 @@ def test_each_answer_has_its_own_request_id_and_the_log_names_it(warm):
     heads = [connection.ask(get(SMALL, 1))[0] for _ in range(20)]
     identifiers = {re.search(rb"X-Request-ID: (\w+)\r\n", head)[1].decode() for head in heads}
     assert len(identifiers) == 20
-    eventually(lambda: all(identifier in worker.lines.text for identifier in identifiers))
+    waited(lambda: all(identifier in worker.lines.text for identifier in identifiers))
 
 
 # Nothing is parsed by a fast way, so nothing can be smuggled
@@ -616,7 +610,7 @@ def test_a_large_frame_holds_back_the_requests_behind_it(warm):
     worker, connection, _ = warm
     slow, before = worker.slow(), worker.answered.copy()
     slow.send(get(LARGE, 2))
-    eventually(lambda: worker.app._active)
+    waited(lambda: worker.app._active)
     slow.send(get(SMALL, 3))
     slow.send(get(LARGE, 3), get(SMALL, 4))
     time.sleep(0.05)
@@ -631,7 +625,7 @@ def test_a_request_in_pieces_is_tornados(cached):
     request, before = get(SMALL, 1), worker.answered.copy()
     for at in (1, 20, len(request) - 3, len(request) - 1):
         connection.send(request[:at])
-        eventually(lambda at=at: worker.has_read(at))
+        waited(lambda at=at: worker.has_read(at))
         connection.send(request[at:])
         assert connection.next_frame() == TILES[0]
     assert worker.took(before, 4) == {PLAIN: 4}
@@ -705,7 +699,7 @@ def test_segments_are_closed_after_a_while(tmp_path, start, world):
     connection = worker.connect()
     worker.warm(connection, get(SMALL, 1), get(LARGE, 1))
     assert worker.answered[CACHED]
-    eventually(lambda: not world.store.readers._open)
+    waited(lambda: not world.store.readers._open)
 
 
 def test_a_long_frame_that_cannot_be_read_gives_its_segment_back(start, world, monkeypatch):
@@ -723,7 +717,7 @@ def test_a_long_frame_that_cannot_be_read_gives_its_segment_back(start, world, m
     monkeypatch.setattr(worker.app.writer, "send_span", fail_once)
     assert connection.ask(get(LARGE, 1))[0].startswith(b"HTTP/1.1 200 ")
     assert failed
-    eventually(lambda: not world.store.readers._open)
+    waited(lambda: not world.store.readers._open)
 
 
 def test_little_is_kept(start):
@@ -870,7 +864,7 @@ def made(request, start):
     connection.ask(ask_for("/v2/studies"))
     making = Made(worker)
     connection.send(ask_for("/v2/studies?PatientID=ID1"))
-    eventually(lambda: making.asked)
+    waited(lambda: making.asked)
     return worker, connection, making, request.param
 
 
@@ -885,14 +879,14 @@ def test_what_came_behind_a_waiting_request_waits_too(made):
     assert connection.answer()[1] == b"made"
     assert connection.answer()[0].startswith(b"HTTP/1.1 200 ")
     assert (making.asked, making.left) == (1, 0)
-    eventually(lambda: not worker.app._active)
+    waited(lambda: not worker.app._active)
     assert worker.logged(3)[1][1] == way
 
 
 def test_a_client_that_has_shut_its_side_gets_what_was_begun(made):
     _, connection, making, _ = made
     connection.shut()
-    eventually(lambda: making.left)
+    waited(lambda: making.left)
     making.until.set_result(b"made")
     assert connection.answer()[1] == b"made"
     assert connection.ended()
@@ -907,7 +901,7 @@ def test_nothing_is_begun_for_a_client_that_has_shut_its_side(made):
     assert head.startswith(b"HTTP/1.1 503 ")
     assert b"before the turn" in body
     assert connection.ended()
-    eventually(lambda: not worker.app._active)
+    waited(lambda: not worker.app._active)
     assert (making.asked, making.left) == (1, 1)
 
 
@@ -917,11 +911,11 @@ def test_a_client_that_has_broken_off_leaves_once(made, begun):
     making.begun = begun
     connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
-    eventually(lambda: making.left)
+    waited(lambda: making.left)
     if begun:
         making.until.set_result(b"made")
-    eventually(lambda: not worker.app._active)
-    eventually(lambda: " 499 " in worker.lines.text)
+    waited(lambda: not worker.app._active)
+    waited(lambda: " 499 " in worker.lines.text)
     assert making.left == 1
 
 
@@ -930,7 +924,7 @@ def test_a_drained_worker_sends_what_was_waited_for_and_closes(made):
     if way == HEADERS:
         connection.send(ask_for("/health/live"))  # not read, and no reason for a reset
     ended = worker.stop()
-    eventually(lambda: worker.app.draining)
+    waited(lambda: worker.app.draining)
     making.until.set_result(b"made")
     head, body = connection.answer()
     assert b"\r\nConnection: close\r\n" in head
@@ -974,7 +968,7 @@ def slow(request, start):
         worker.warm(known, get(WIDE, 1))
         connection = worker.slow(4096)
         connection.send(get(WIDE, 1))
-        eventually(lambda: worker.app._active)
+        waited(lambda: worker.app._active)
         return worker, connection, request.param
 
     return begin
@@ -1000,7 +994,7 @@ def test_a_small_frame_is_ended_before_the_worker_is(slow):
 
 def test_a_client_that_reads_nothing_is_cut_off(slow):
     worker, connection, _ = slow(stall_timeout=0.2)
-    eventually(lambda: " 499 " in worker.lines.text)
+    waited(lambda: " 499 " in worker.lines.text)
     assert len(connection.stream.read()) < len(WIDE_TILES[0])
 
 
@@ -1031,8 +1025,8 @@ def test_a_client_that_leaves_within_a_frame(warm):
         gone.socket.recv(100)
         gone.close()
     assert known.frame(get(LARGE, 2)) == PICTURES[1]
-    eventually(lambda: worker.lines.text.count(" 499 ") == 3)
-    eventually(lambda: not worker.app._active)
+    waited(lambda: worker.lines.text.count(" 499 ") == 3)
+    waited(lambda: not worker.app._active)
     assert [found for line, found in worker.logged() if " 499 " in line] == [way] * 3
 
 
@@ -1040,7 +1034,7 @@ def test_a_drained_worker_ends_a_frame_and_closes(warm):
     worker, known, _ = warm
     connection = worker.slow()
     connection.send(get(LARGE, 1))
-    eventually(lambda: worker.app._active)
+    waited(lambda: worker.app._active)
     ended = worker.stop()
     assert connection.next_frame() == PICTURES[0]
     assert connection.ended()
@@ -1070,11 +1064,11 @@ def test_a_stream_of_a_closed_connection_is_freed_at_once(start):
         for _ in range(3):
             connection = worker.connect()
             connection.ask(get(SMALL, 1))
-            eventually(lambda: worker.app.watch._heads)
+            waited(lambda: worker.app.watch._heads)
             worker.call(lambda found: streams.extend(map(weakref.ref, found)))
             connection.close()
-            eventually(lambda: not worker.app.watch._heads)
-        eventually(lambda: not any(stream() for stream in streams))
+            waited(lambda: not worker.app.watch._heads)
+        waited(lambda: not any(stream() for stream in streams))
     finally:
         gc.enable()
     assert len(streams) == 3

@@ -7,13 +7,13 @@ import re
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from kill_world import verb
 from live_server import environment, executable, start_server
 from small_client import Client, file_of, key_of
+from waiting import waited
 
 import streamsrv.supervisor
 from streamsrv.supervisor import remarks
@@ -29,14 +29,6 @@ def processes_of(server):
     )
     rows = [line.split() for line in found.stdout.splitlines()]
     return {int(row[0]): row[row.index("-m") + 1] for row in rows if "-m" in row}
-
-
-def eventually(condition):
-    end = time.monotonic() + 30
-    while not (result := condition()):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    return result
 
 
 def is_confined(pid):
@@ -65,8 +57,8 @@ def pixel_process(server):
     def started():
         return [pid for pid, module in processes_of(server).items() if module == "framecodecs.pool.worker"]
 
-    (pid,) = eventually(started)
-    eventually(lambda: is_confined(pid))
+    (pid,) = waited(started)
+    waited(lambda: is_confined(pid))
     return pid
 
 

@@ -26,12 +26,12 @@ from test_fast_path import (
     Worker,
     World,
     comparable,
-    eventually,
     get,
     keep,
     part10,
     shown,
 )
+from waiting import waited
 
 from streamsrv.errors import BucketUnreachable, IndexUnreachable
 from streamsrv.metrics import Way
@@ -108,7 +108,7 @@ def until_cached(worker, connection, request):
         connection.ask(request)
         return worker.took(before, 1) == Counter({CACHED: 1})
 
-    eventually(is_cached)
+    waited(is_cached)
 
 
 @pytest.fixture
@@ -218,10 +218,10 @@ def test_many_connections_share_a_question(cached, world, monkeypatch):
     monkeypatch.setattr(world.store, "version", watched)
     others = [worker.connect() for _ in range(8)]
     connection.send(get(SMALL, 1))
-    eventually(lambda: asked)
+    waited(lambda: asked)
     for number, other in enumerate(others):
         other.send(get(SMALL, number + 1))
-    eventually(lambda: len(worker.app._active) == 9)
+    waited(lambda: len(worker.app._active) == 9)
     gate.set()
     assert connection.next_frame() == TILES[0]
     assert [other.next_frame() for other in others] == TILES[:8]
@@ -276,10 +276,10 @@ def test_a_client_that_leaves_while_its_frame_is_read(cached, world, monkeypatch
     monkeypatch.setattr(world.store, "version", lambda *_: gate.wait(20) and version())
     leaves = worker.connect()
     leaves.send(get(SMALL, 2))
-    eventually(lambda: worker.app._active)
+    waited(lambda: worker.app._active)
     leaves.close()
     gate.set()
-    eventually(lambda: not worker.app._active)
+    waited(lambda: not worker.app._active)
     assert connection.frame(get(SMALL, 3)) == TILES[2]
 
 

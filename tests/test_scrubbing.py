@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from live_server import environment, executable
 from small_client import WHOLE, Client, file_of, key_of
+from waiting import waited
 
 PATIENCE = 30.0
 KEYS = [key_of(1, 1, number) for number in range(1, 5)]
@@ -49,13 +50,6 @@ def flip(server, key=BAD, version=1, size=20_000):
                 file.write(bytes([byte ^ 4]))
             return
     raise AssertionError("it is not there")
-
-
-def until(true):
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def scrubbers(server):
@@ -116,19 +110,19 @@ def test_the_server_finds_damage_by_itself_and_goes_on_after_a_kill(server_facto
     server = server_factory(*OFTEN)
     client = client_of(server)
     fill(server, client)
-    until(lambda: "segment 1 is verified" in server.log.read_text())
-    until(lambda: scrubbers(server))
+    waited(lambda: "segment 1 is verified" in server.log.read_text())
+    waited(lambda: scrubbers(server))
     (pid,) = scrubbers(server)
     assert os.sched_getscheduler(pid) == os.SCHED_IDLE
     os.kill(pid, signal.SIGKILL)
-    until(lambda: f"the scrub process {pid} ended with code -9" in server.log.read_text())
+    waited(lambda: f"the scrub process {pid} ended with code -9" in server.log.read_text())
     assert client.ask("GET", path_of(BAD), Accept=WHOLE).status == 200
     flip(server)
     assert server.end() == 0
     assert not scrubbers(server)
     again = server_factory(*OFTEN)
     client = client_of(again)
-    until(lambda: client.ask("GET", path_of(BAD), Accept=WHOLE).status == 500)
+    waited(lambda: client.ask("GET", path_of(BAD), Accept=WHOLE).status == 500)
     text = again.log.read_text()
     assert f"ERROR streamsrv.store damaged: instance {'/'.join(BAD)}" in text
     assert client.store([file_of(BAD, 1, 20_000)]).status == 200
@@ -147,7 +141,7 @@ def test_no_scrub_where_it_is_switched_off(server_factory, client_of):
 def test_a_server_that_is_killed_takes_its_scrub_process_along(server_factory, client_of):
     server = server_factory("--scrub-days", "0.0001", "--scrub-rate", "1")
     fill(server, client_of(server))
-    until(lambda: scrubbers(server))
+    waited(lambda: scrubbers(server))
     (pid,) = scrubbers(server)
     server.process.kill()
-    until(lambda: not Path(f"/proc/{pid}").exists() or "Z (" in Path(f"/proc/{pid}/stat").read_text())
+    waited(lambda: not Path(f"/proc/{pid}").exists() or "Z (" in Path(f"/proc/{pid}/stat").read_text())

@@ -14,6 +14,7 @@ from access_world import Site, grants_for
 from browser_client import PAGE, Browser
 from clinic import CT_STUDY, OTHER_STUDY
 from live_server import start_server
+from waiting import waited
 
 from streamsrv import cli
 from streamsrv.query.rules import rule_of
@@ -291,12 +292,7 @@ def status_of(browser, below):
 
 def eventually(holds):
     """Each worker notices a change within a second; a loaded machine takes longer."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        if all(holds() for _ in range(6)):  # on both workers
-            return True
-        time.sleep(0.02)
-    return False
+    return waited(lambda: all(holds() for _ in range(6)))  # on both workers
 
 
 def test_users_see_and_end_their_own_links(site):

@@ -14,6 +14,7 @@ import urllib.request
 
 import pytest
 from live_server import ROOT, environment, free_port, start_server
+from waiting import waited
 
 import streamsrv.supervisor
 from framecodecs.rendering.fonts import find_fonts
@@ -29,14 +30,6 @@ from streamsrv.supervisor import (
 )
 
 DEADLINE = 20.0
-
-
-def eventually(condition):
-    deadline = time.monotonic() + DEADLINE
-    while not (result := condition()):
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.02)
-    return result
 
 
 def workers_of(server):
@@ -86,7 +79,7 @@ def shared(tmp_path_factory):
 
 @pytest.mark.embedded("it tells the folder of the store")
 def test_it_says_where_it_is_and_ends_on_sigterm(server):
-    text = eventually(lambda: "try: curl" in server.log.read_text() and server.log.read_text())
+    text = waited(lambda: "try: curl" in server.log.read_text() and server.log.read_text())
     assert f"serves {server.origin}/v2 with 2 workers" in text
     assert str(server.data.resolve()) in text
     assert len(workers_of(server)) == 2
@@ -119,7 +112,7 @@ def test_no_worker_takes_every_connection_of_a_burst(shared):
         links = (os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd"))
         return sum(link.startswith("socket:") for link in links)
 
-    eventually(lambda: len(workers_of(shared)) == 2 and "try: curl" in shared.log.read_text())
+    waited(lambda: len(workers_of(shared)) == 2 and "try: curl" in shared.log.read_text())
     before = {pid: sockets(pid) for pid in workers_of(shared)}
     text = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with contextlib.ExitStack() as stack:
@@ -133,10 +126,10 @@ def test_no_worker_takes_every_connection_of_a_burst(shared):
 def test_a_worker_that_dies_is_replaced_and_nobody_is_refused(shared):
     before = set(workers_of(shared))
     os.kill(min(before), signal.SIGKILL)
-    eventually(lambda: min(before) not in workers_of(shared))
+    waited(lambda: min(before) not in workers_of(shared))
     for _ in range(50):
         assert fetch(shared, "/health/ready")[0] == 200
-    after = eventually(lambda: len(workers_of(shared)) == 2 and set(workers_of(shared)))
+    after = waited(lambda: len(workers_of(shared)) == 2 and set(workers_of(shared)))
     assert len(before & after) == 1
     assert "ended with signal SIGKILL" in shared.log.read_text()
 
@@ -145,7 +138,7 @@ def test_all_workers_may_die_at_once(shared):
     workers = workers_of(shared)
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
-    eventually(lambda: not set(workers) & set(workers_of(shared)))
+    waited(lambda: not set(workers) & set(workers_of(shared)))
     assert fetch(shared, "/health/live") == (200, b"alive\n")  # waits in the queue meanwhile
 
 
@@ -153,7 +146,7 @@ def test_workers_do_not_outlive_their_supervisor(server):
     workers = workers_of(server)
     server.process.kill()
     server.process.wait()
-    eventually(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers))
+    waited(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers))
 
 
 def test_bodies_in_flight_finish_when_it_ends(server):
@@ -202,7 +195,7 @@ def test_the_end_of_its_terminal_does_not_end_it(tmp_path):
             return answer.status == 200
 
     try:
-        eventually(is_ready)
+        waited(is_ready)
         os.close(terminal)
         time.sleep(0.5)
         for _ in range(5):
@@ -214,7 +207,7 @@ def test_the_end_of_its_terminal_does_not_end_it(tmp_path):
 
 
 def all_are_ready(server):
-    eventually(lambda: "try: curl" in server.log.read_text())
+    waited(lambda: "try: curl" in server.log.read_text())
 
 
 def test_a_worker_that_is_stopped_is_noticed_and_replaced(server_factory):
@@ -222,7 +215,7 @@ def test_a_worker_that_is_stopped_is_noticed_and_replaced(server_factory):
     all_are_ready(server)
     before = set(workers_of(server))
     os.kill(min(before), signal.SIGSTOP)
-    eventually(lambda: min(before) not in workers_of(server) and len(workers_of(server)) == 2)
+    waited(lambda: min(before) not in workers_of(server) and len(workers_of(server)) == 2)
     assert max(before) in workers_of(server)
     assert f"worker {min(before)} hangs: it gave no sign of life for 3 s" in server.log.read_text()
 
@@ -241,7 +234,7 @@ def test_a_worker_whose_loop_is_blocked_is_replaced_and_its_stack_is_logged(serv
         b"POST /v2/studies HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/dicom\r\n"
         b"Content-Length: 9000000\r\n\r\n" + bytes(128) + b"DICM" + bytes(5_000_000),
     )
-    eventually(lambda: len(workers_of(server)) == 1 and workers_of(server) != [worker])
+    waited(lambda: len(workers_of(server)) == 1 and workers_of(server) != [worker])
     assert fetch(server, "/health/ready")[0] == 200
     sock.close()
     said = server.log.read_text()

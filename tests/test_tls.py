@@ -26,6 +26,7 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from small_client import file_of, key_of, multipart
 from tls_world import authority, connection, fetched, made
+from waiting import waited
 
 KEY = key_of(1, 1, 1)
 FILE = file_of(KEY, 1, 3 << 20)
@@ -33,14 +34,6 @@ CT = Path(get_testdata_file("CT_small.dcm"))
 STORE = {"Content-Type": "multipart/related; type=application/dicom; boundary=between-the-parts"}
 WHOLE = {"Accept": "application/dicom; transfer-syntax=*"}
 INSTANCE = "/v2/studies/{}/series/{}/instances/{}".format(*KEY)
-
-
-def eventually(condition, within=20.0):
-    deadline = time.monotonic() + within
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.02)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +135,7 @@ def test_answers_of_all_three_ways_are_the_same_over_tls(server):
         lines = [each for each in server.log.read_text().splitlines() if path in each]
         return {each.split()[-1] for each in lines} == {"plain", "known-headers", "cached-frame"}
 
-    eventually(all_ways_answered)
+    waited(all_ways_answered)
     line.close()
     assert len(frames) == 1
     assert dcmread(CT).PixelData in frames.pop()
@@ -228,7 +221,7 @@ def test_garbage_ends_the_handshake_and_is_counted_in_one_line(server):
         with socket.create_connection(address_of(server), timeout=20) as sock:
             sock.sendall(b"\x16\x03\x01\x00\x05hello and more")
             received(sock)
-    eventually(lambda: "TLS handshakes failed" in server.log.read_text())
+    waited(lambda: "TLS handshakes failed" in server.log.read_text())
     assert server.log.read_text().count("TLS handshakes failed") < 5
 
 
@@ -248,7 +241,7 @@ def test_a_proxy_reaches_the_unix_socket(server, folder):
     done = subprocess.run([*words, *headers, "http://localhost/v2/studies"], capture_output=True, check=True)
     url = json.loads(done.stdout)[0]["00081190"]["Value"][0]
     assert url.startswith("http://localhost/v2/")  # its peer is not in trusted_proxies
-    eventually(lambda: ' unix "GET /v2/studies"' in server.log.read_text())
+    waited(lambda: ' unix "GET /v2/studies"' in server.log.read_text())
 
 
 def test_a_second_server_does_not_take_the_socket(server, folder, tmp_path):
@@ -292,7 +285,7 @@ def test_a_socket_that_was_left_over_is_replaced_and_its_peer_can_be_trusted(tmp
         ]
         done = subprocess.run(words, capture_output=True, check=True, input=FILE)
         assert b"https://localhost:8443/v2/" in done.stdout
-        eventually(lambda: ' 10.1.2.3 "POST /v2/studies"' in server.log.read_text())
+        waited(lambda: ' 10.1.2.3 "POST /v2/studies"' in server.log.read_text())
     finally:
         assert server.end() == 0
     assert not path.exists()
@@ -319,13 +312,13 @@ def test_a_renewed_certificate_serves_new_connections_and_a_transfer_goes_on(tmp
         good = pair.key.read_text()
         pair.key.write_text("not a key")
         server.process.send_signal(signal.SIGHUP)
-        eventually(lambda: "the old one stays: tls_key" in server.log.read_text())
+        waited(lambda: "the old one stays: tls_key" in server.log.read_text())
         assert {peer_serial(server, untrusting) for _ in range(4)} == {first}
         pair.key.write_text(good)
 
         made(tmp_path, "renewed")
         server.process.send_signal(signal.SIGHUP)
-        eventually(lambda: first not in {peer_serial(server, untrusting) for _ in range(6)})
+        waited(lambda: first not in {peer_serial(server, untrusting) for _ in range(6)})
         while piece := answer.read(1 << 20):
             digest.update(piece)
         answer.close()

@@ -4,6 +4,7 @@ import errno
 import time
 
 import pytest
+from waiting import waited
 
 from streamsrv.audit import trail as trails
 from streamsrv.audit.entries import AuditEntry, Event
@@ -30,13 +31,6 @@ def recorder(tmp_path):
     one = AuditRecorder(Trail(tmp_path / "audit"), patient_of, clock=lambda: AT)
     yield one
     one.close()
-
-
-def waited(condition):
-    until = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def written(tmp_path):

@@ -8,7 +8,6 @@ import re
 import struct
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import confined_works
 import pool_works
 import pytest
 from frame_makers import GREY_12, LITTLE, picture_like
+from waiting import waited
 
 from framecodecs import registry
 from framecodecs.pool import confinement, messages
@@ -164,7 +164,7 @@ def test_it_inherits_neither_secrets_nor_descriptors(with_a_secret):
     names = {entry.partition(b"=")[0].decode() for entry in environment.split(b"\0") if entry}
     assert names <= {*SETTINGS, *INHERITED, "PYTHONPATH"}
     idle = ["/dev/null", "/dev/null", "/dev/null", "/memfd:status (deleted)", "socket:[N]"]
-    assert eventually(lambda: held_by(pid) == idle), held_by(pid)
+    assert waited(lambda: held_by(pid) == idle), held_by(pid)
 
 
 def held_by(pid):
@@ -173,13 +173,6 @@ def held_by(pid):
         held = sorted(os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir())
         return [re.sub(r"\[\d+\]", "[N]", name) for name in held]
     return []
-
-
-def eventually(condition):
-    end = time.monotonic() + 10
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)
-    return condition()
 
 
 def test_nothing_is_loaded_once_a_process_is_confined(pool):

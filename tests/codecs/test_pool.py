@@ -21,6 +21,7 @@ import pytest
 from frame_makers import GREY_12, J2K, LITTLE, RPCL, picture_like
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import waited
 
 from framecodecs.errors import (
     CodestreamError,
@@ -320,7 +321,7 @@ def test_a_long_stored_frame_follows_as_it_is_read(single, tmp_path):
     os.close(file)
     (tmp_path / "long").unlink()
     assert [found for found, _ in order.result(30)] == [frame, b"after"]
-    assert eventually(lambda: len(os.listdir("/proc/self/fd")) < before)
+    assert waited(lambda: len(os.listdir("/proc/self/fd")) < before)
     file = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     os.close(file)
 
@@ -425,7 +426,7 @@ def test_an_order_that_finds_no_pipe_when_it_is_sent_anew_fails_alone(single, mo
     def ended(order):
         raise EOFError
 
-    eventually(lambda: order.begun() is not None)
+    waited(lambda: order.begun() is not None)
     before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(os, "pipe2", refuse)
     monkeypatch.setattr(type(order), "received", ended)
@@ -461,13 +462,6 @@ def test_no_task_waits_for_a_new_process_while_another_one_is_ready():
         assert pool.submit(pool_works.who, []).result(30)[0][0] in before
         naps = [pool.submit(pool_works.nap, [b"x"], 0.1) for _ in range(2)]
         assert [nap.result(30) for nap in naps] == [[(b"x", None)]] * 2
-
-
-def eventually(condition):
-    end = time.monotonic() + 30
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.005)
-    return condition()
 
 
 def test_a_process_that_died_while_idle_costs_nothing(single):
@@ -532,7 +526,7 @@ def test_only_the_order_that_a_process_reads_has_begun(single):
         assert answer.result(30)
     busy = single.submit(pool_works.nap, [], 0.2)
     waiting = [single.submit(pool_works.echo, [b"y"]) for _ in range(2)]
-    assert eventually(busy.running)
+    assert waited(busy.running)
     assert [order.begun() for order in waiting] == [None, None]
     assert waiting[0].cancel()
     assert not busy.cancel()
@@ -542,7 +536,7 @@ def test_only_the_order_that_a_process_reads_has_begun(single):
 def test_running_work_can_be_cancelled(single):
     assert still_works(single)
     running = single.submit(pool_works.hang, [])
-    assert eventually(running.running)
+    assert waited(running.running)
     begun = time.monotonic()
     single.cancel(running)
     with pytest.raises(WorkCancelled):
@@ -580,7 +574,7 @@ def test_closing_ends_everything():
     pool = FramePool(1, SMALL)
     pid = int(pool.submit(pool_works.who, []).result(30)[0][0])
     running = pool.submit(pool_works.hang, [])
-    assert eventually(running.running)
+    assert waited(running.running)
     waiting = pool.submit(pool_works.echo, [])
     pool.close()
     assert isinstance(running.exception(1), PoolError)
@@ -664,7 +658,7 @@ def test_processes_are_started_when_there_is_work_for_them():
         assert still_works(pool)
         assert processes_of(pool) == 1  # one after the other
         naps = [pool.submit(pool_works.nap, [b"x"], 0.5) for _ in range(2)]
-        assert eventually(lambda: processes_of(pool) == 2)
+        assert waited(lambda: processes_of(pool) == 2)
         assert [nap.result(30) for nap in naps] == [[(b"x", None)]] * 2
         assert processes_of(pool) == 2
 
@@ -675,7 +669,7 @@ def test_one_is_started_when_orders_will_come():
         assert processes_of(pool) == 0
         pool.warm()
         pool.warm()
-        assert eventually(lambda: IDLE in pool._status.states())
+        assert waited(lambda: IDLE in pool._status.states())
         assert processes_of(pool) == 1
 
 
@@ -685,8 +679,8 @@ def test_an_order_for_idle_processes_only():
         assert pool.wait_until_ready()
         assert pool.is_idle
         nap = pool.submit(pool_works.nap, [b"x"], 1.0)
-        assert eventually(nap.running)  # it says whose order it has, and then that it is busy
-        assert eventually(lambda: not pool.is_idle)
+        assert waited(nap.running)  # it says whose order it has, and then that it is busy
+        assert waited(lambda: not pool.is_idle)
         assert pool.submit_if_idle(pool_works.echo, [b"y"]) is None
         assert pool.unfinished == 1
         assert nap.result(30) == [(b"x", None)]
@@ -710,7 +704,7 @@ def test_as_many_as_are_kept_stay_idle(shared):
         ahead = one.submit_if_idle(pool_works.nap, [b"x"], 1.0, kept=1)
         assert ahead is not None
         assert one.submit_if_idle(pool_works.echo, [], kept=1) is None
-        assert eventually(ahead.running)
+        assert waited(ahead.running)
         assert one.is_idle
         assert not other.is_idle  # the last one stays free for tasks of other pools
         assert other.submit_if_idle(pool_works.echo, []) is None
@@ -720,7 +714,7 @@ def test_as_many_as_are_kept_stay_idle(shared):
 def test_look_calls_idle():
     looked = threading.Semaphore(0)
     with FramePool(2, SMALL, first=1, idle=looked.release) as pool:
-        assert eventually(lambda: pool.is_idle)
+        assert waited(lambda: pool.is_idle)
         pool.look()
         assert looked.acquire(timeout=30)
         hanging = pool.submit(pool_works.hang, [], deadline=60)
@@ -743,7 +737,7 @@ def test_answers_come_to_the_loop_that_watches():
 
 def test_a_cancelled_task_frees_its_place_in_the_queue(single):
     busy = single.submit(pool_works.nap, [], 0.2)
-    assert eventually(busy.running)
+    assert waited(busy.running)
     for _ in range(50):  # more than may wait
         assert single.submit(pool_works.echo, []).cancel()
     assert single.unfinished == 1
@@ -788,7 +782,7 @@ def test_any_process_takes_the_next_order_of_any_pool(shared):
         assert other.submit(pool_works.who, []).result(30)[0][0] in pids
         assert processes_of(one) == processes_of(other) == 2
         busy = [one.submit(pool_works.nap, [], 1.0) for _ in range(2)]
-        assert eventually(lambda: all(nap.running() for nap in busy))
+        assert waited(lambda: all(nap.running() for nap in busy))
         assert not other.is_idle
         assert other.submit_if_idle(pool_works.echo, []) is None
         assert still_works(other)
@@ -851,7 +845,7 @@ def test_a_pool_that_dies_does_no_harm(shared):
         began = time.monotonic()
         assert still_works(pool)
         assert time.monotonic() - began < 3.5  # the eight naps of the dead would take 4 s
-        assert eventually(lambda: pids_of(pool) == before)
+        assert waited(lambda: pids_of(pool) == before)
         other.stdin.close()
         other.stdout.close()
 
@@ -886,7 +880,7 @@ def test_orders_are_told_when_the_processes_are_gone():
     with FramePool(endpoints=processes.endpoints) as pool:
         processes.start()
         running = pool.submit(pool_works.hang, [])
-        assert eventually(running.running)
+        assert waited(running.running)
         waiting = pool.submit(pool_works.echo, [])
         processes.close()
         assert isinstance(running.exception(10), WorkerCrashed)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pool_works
 import pytest
 import taken_over_works
+from waiting import waited
 
 from framecodecs.errors import FrameCodecError, WorkCancelled, WorkerCrashed
 from framecodecs.pool import tasks
@@ -25,13 +26,6 @@ def pool():
     with FramePool(1, LIMITS) as running:
         assert running.wait_until_ready()
         yield running
-
-
-def eventually(condition):
-    end = time.monotonic() + 20
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)
-    return condition()
 
 
 def pid_of(pool):
@@ -51,7 +45,7 @@ def test_a_process_has_the_pipes_of_its_task_and_no_file(pool, tmp_path):
     file = os.open(tmp_path / "segment", os.O_RDONLY)
     order = pool.submit(pool_works.nap, [StoredFrame(file, 0, 100_000), b"x" * 10], 0.5)
     os.close(file)
-    assert eventually(order.running)
+    assert waited(order.running)
     held = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
     assert {re.sub(r"\[\d+\]", "", name) for name in held} == {
         "/dev/null",
@@ -80,7 +74,7 @@ def test_a_pool_lends_none_of_its_memory(size):
 def test_a_process_cannot_evade_its_end(pool, work):
     pid = pid_of(pool)
     order = pool.submit(work, [], 60.0)
-    assert eventually(order.running)
+    assert waited(order.running)
     time.sleep(0.2)
     pool.cancel(order)
     with pytest.raises((WorkCancelled, CancelledError)):
@@ -94,7 +88,7 @@ def test_a_task_that_a_process_hides_is_noticed(monkeypatch):
     with FramePool(2, LIMITS) as pool:
         assert pool.wait_until_ready()
         thief = pool.submit(taken_over_works.steal, [], 60.0)
-        assert eventually(thief.running)
+        assert waited(thief.running)
         naps = [pool.submit(pool_works.nap, [b"x"], 0.05) for _ in range(3)]
         outcomes = [nap.exception(20) for nap in naps]
         assert sorted(map(type, outcomes), key=str) == sorted(

@@ -2,12 +2,12 @@
 other one is promoted, and nothing acknowledged is lost."""
 
 import threading
-import time
 
 import pytest
 from database_server import DatabaseServer
 from live_server import start_server
 from small_client import Client, file_of, key_of, path_of
+from waiting import waited
 
 
 @pytest.fixture
@@ -59,13 +59,6 @@ def test_nothing_acknowledged_is_lost(servers, tmp_path):
     finally:
         client.close()
         assert running.end() == 0
-
-
-def waited(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_nothing_that_was_lost_is_remembered(tmp_path):

@@ -15,6 +15,7 @@ from live_server import start_server
 from seaweed import BUCKET, variables
 from test_issuer_sign_in import CLIENT, SECRET, begin, come_back, issue
 from test_oidc import ROLES, OidcSite
+from waiting import waited
 
 from streamsrv.store.postgresql.documents import DatabaseDocuments
 from streamsrv.web.access.browser.shares import TRIES
@@ -72,13 +73,6 @@ def status(site, key, **more):
     return site.ask(method="GET", **bearer(key), **more).status
 
 
-def eventually(condition):
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_a_key_counts_on_all_nodes_until_it_is_revoked(sites, run):
     assert [status(site, site.first) for site in sites] == [204, 204]
     key = run("key", "add", "anna", "--rights", "search")[:-1]
@@ -86,12 +80,12 @@ def test_a_key_counts_on_all_nodes_until_it_is_revoked(sites, run):
     assert {each["name"] for each in json.loads(run("key", "list", "--json"))} >= {"first", "anna"}
     run("key", "change", "anna", "--rights", "store")
     for site in sites:
-        eventually(lambda site=site: status(site, key) == 403)
+        waited(lambda site=site: status(site, key) == 403)
     with contextlib.closing(sites[1].connect()) as connection:  # one that is in use
         assert status(sites[1], key, connection=connection) == 403
         run("key", "revoke", "anna")
-        eventually(lambda: status(sites[1], key, connection=connection) == 401)
-    eventually(lambda: status(sites[0], key) == 401)
+        waited(lambda: status(sites[1], key, connection=connection) == 401)
+    waited(lambda: status(sites[0], key) == 401)
     assert not [each for site in sites for each in (site.server.data / "access").glob("key-*")]
 
 
@@ -101,7 +95,7 @@ def test_keys_of_a_folder_come_to_the_nodes(sites, run, tmp_path):
     assert [status(site, key) for site in sites] == [401, 401]
     run("key", "copy", tmp_path)
     for site in sites:
-        eventually(lambda site=site: status(site, key) == 204)
+        waited(lambda site=site: status(site, key) == 204)
 
 
 def test_a_session_counts_on_all_nodes_until_it_ends(sites):
@@ -119,7 +113,7 @@ def test_a_session_counts_on_all_nodes_until_it_ends(sites):
     assert browser.ask("DELETE", "/session").status == 200
     for site in sites:
         other = Browser(site)
-        eventually(lambda other=other: other.ask(Cookie=kept).status == 401)
+        waited(lambda other=other: other.ask(Cookie=kept).status == 401)
 
 
 def test_a_sign_in_at_the_issuer_changes_the_node_on_its_way(sites):
@@ -136,7 +130,7 @@ def test_a_sign_in_at_the_issuer_changes_the_node_on_its_way(sites):
     one.issuer.tokens["refresh_token"] = later | {"expires_in": 600, "refresh_token": "r-2"}
     browser.site = one
     assert browser.ask().status == 204
-    eventually(lambda: renewals(one.issuer) == 1)
+    waited(lambda: renewals(one.issuer) == 1)
     browser.site = two
     assert [browser.ask().status for _ in range(3)] == [204] * 3
     assert renewals(one.issuer) == 1
@@ -158,7 +152,7 @@ def test_a_share_link_and_the_tries_of_its_pin_count_on_all_nodes(sites, run):
     run("share", "--revoke", made["id"])
     for site in sites:
         visitor.site = site
-        eventually(lambda: visitor.ask().status == 401)
+        waited(lambda: visitor.ask().status == 401)
     assert maker.ask(path=path).status in (200, 404)
 
 

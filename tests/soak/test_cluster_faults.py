@@ -113,16 +113,18 @@ class Site:
     def power_off_the_primary(self):
         primary = self.databases.primary()
         primary.machine.power_off()
-        other = next(each for each in self.databases.both if each is not primary)
-        waited(other.is_primary, "a new primary", PATIENCE)
+        self._await_primary(instead=primary)
         primary.start()
 
     def cut_off_the_primary(self):
         primary = self.databases.primary()
         primary.machine.unplug()
-        other = next(each for each in self.databases.both if each is not primary)
-        waited(other.is_primary, "a new primary", PATIENCE)
+        self._await_primary(instead=primary)
         primary.machine.plug_in()
+
+    def _await_primary(self, instead):
+        other = next(each for each in self.databases.both if each is not instead)
+        waited(other.is_primary, "a new primary", PATIENCE)
 
     def crash_the_database(self):
         self.databases.primary().crash()

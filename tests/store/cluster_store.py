@@ -1,7 +1,6 @@
 """A store of several nodes over PostgreSQL and a bucket, for tests that look at both."""
 
 import dataclasses
-import time
 
 from seaweed import BUCKET
 from store_world import add, key_of
@@ -78,10 +77,3 @@ def key_in_bucket(store, instance):
     segment = store.lookup(*instance)[0].location.segment
     ((_, key, length),) = store.rooms.table.find([segment])
     return segment, key, bytes(store.rooms.bucket.read(key, 0, length))
-
-
-def waited(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

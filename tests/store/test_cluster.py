@@ -3,8 +3,9 @@
 import threading
 
 import pytest
-from cluster_store import KEYS, begun, flip, is_in_bucket, swept, waited
+from cluster_store import KEYS, begun, flip, is_in_bucket, swept
 from store_world import derive, get, key_of, payload_of, put
+from waiting import waited
 
 from streamsrv.errors import (
     BucketUnreachable,

@@ -5,10 +5,11 @@ import subprocess
 import threading
 
 import pytest
-from cluster_store import KEYS, begun, flip, key_in_bucket, swept, waited
+from cluster_store import KEYS, begun, flip, key_in_bucket, swept
 from database_server import USER, programs
 from object_world import fresh_key
 from store_world import derive, get, key_of, payload_of, put
+from waiting import waited
 
 from streamsrv.errors import IndexUnreachable, StoreError, StoreLocked, WrongStore
 from streamsrv.store import ChangeKind, OnDuplicate, Store

@@ -4,8 +4,9 @@ import os
 import tempfile
 
 import pytest
-from cluster_store import KEYS, begun, swept, waited
+from cluster_store import KEYS, begun, swept
 from store_world import add, derive, get, payload_of, put
+from waiting import waited
 
 from streamsrv.errors import BucketUnreachable, CommitConflict, Overloaded
 from streamsrv.store import OnDuplicate, Outcome

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from index_examples import element, new_instance
 from test_postgresql import Between, once
+from waiting import waited
 
 from streamsrv.errors import AnnouncementLost, IndexUnreachable
 from streamsrv.query.rules import rule_of
@@ -77,13 +78,6 @@ def fresh(index):
     """A version that is at hand, for a moment."""
     waited(lambda: index.version() == index.version_at_hand())
     return index.version()
-
-
-def waited(condition):
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def test_a_version_may_be_used_for_a_while(reader, clock):
