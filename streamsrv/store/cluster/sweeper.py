@@ -83,7 +83,7 @@ class Sweeper:
             self._tombstones.write_all()
         finally:
             if number := sweep(self._table, self._bucket, wait):
-                log.info("sweeper: %d objects were removed", number)
+                log.info("sweeper: objects removed: %d", number)
 
     def close(self) -> None:
         self._end.set()

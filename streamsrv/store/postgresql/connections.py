@@ -26,7 +26,7 @@ import re
 import select
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import psycopg
@@ -35,7 +35,7 @@ from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from streamsrv.errors import IndexUnreachable, InsufficientStorage, StoreCorrupt, StoreError, StoreLocked
-from streamsrv.store.postgresql.link import Asked, PipelineLink
+from streamsrv.store.postgresql.link import Asked, PipelineLink, Row, Value
 
 # All in seconds. CONNECTING is for each host; SETTLING for the fate of a commit.
 CONNECTING = 1.0
@@ -191,6 +191,11 @@ class Connections:
             link, answers = self.begun(statements, patience)
         self.give_back(link, usable=True)
         return answers
+
+    def ask_one(self, doing: str, statement: str, values: Sequence[Value]) -> list[Row]:
+        """The rows of one statement, which is a transaction and may write. Raises StoreError."""
+        (rows,) = self.ask(doing, [Asked(statement, values)], WRITING)
+        return rows
 
     def give_back(self, link: PipelineLink, *, usable: bool) -> None:
         if usable and not self._closed and not link.closed:

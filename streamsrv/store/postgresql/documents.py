@@ -109,7 +109,8 @@ class DatabaseDocuments(Documents):
     def _texts(self, statement: str, value: Value, texts: dict[str, bytes | None]) -> ChangedTexts:
         """The version is read first, so the texts may be newer."""
         asked = [Asked(table.VERSION, [self._kind]), Asked(statement, [self._kind, value])]
-        ((version,),), rows = self._asked("reading documents", asked, READING)
+        self._require_store()
+        ((version,),), rows = self._connections.ask("reading documents", asked, READING)
         return ChangedTexts(version, texts | dict(rows))
 
     @contextlib.contextmanager
@@ -163,12 +164,8 @@ class DatabaseDocuments(Documents):
 
     def ask(self, doing: str, statement: str, values: Sequence[Value]) -> list[Row]:
         """The rows of one statement, which is a transaction. Raises StoreError."""
-        (rows,) = self._asked(doing, [Asked(statement, values)], WRITING)
-        return rows
-
-    def _asked(self, doing: str, asked: list[Asked], patience: float) -> list[list[Row]]:
         self._require_store()
-        return self._connections.ask(doing, asked, patience)
+        return self._connections.ask_one(doing, statement, values)
 
     def _require_store(self) -> None:
         if not self.exist():

@@ -33,7 +33,7 @@ from typing import NamedTuple
 from streamsrv.boot_clock import boot_seconds
 from streamsrv.errors import AnnouncementLost, StoreError
 from streamsrv.store.ordered_map import Transaction
-from streamsrv.store.postgresql.connections import WRITING, Connections
+from streamsrv.store.postgresql.connections import Connections
 from streamsrv.store.postgresql.link import Asked
 
 # All in seconds. Clocks of two machines differ by some microseconds in a lease.
@@ -123,7 +123,7 @@ class AnnouncedRemoval:
         """Waits until no process has a lease."""
         self.withdraw()
         self._token, self._made = secrets.token_bytes(16), time.monotonic()
-        self._connections.ask("announcing a removal", [Asked(_ANNOUNCE, [self._token])], WRITING)
+        self._connections.ask_one("announcing a removal", _ANNOUNCE, [self._token])
         time.sleep(VERSION_LEASE + MARGIN)
 
     def keep_up(self) -> None:
@@ -138,7 +138,7 @@ class AnnouncedRemoval:
     def withdraw(self) -> None:
         if self._token:
             with contextlib.suppress(StoreError):  # it goes after DEAD seconds
-                self._connections.ask("withdrawing a removal", [Asked(_WITHDRAW, [self._token])], WRITING)
+                self._connections.ask_one("withdrawing a removal", _WITHDRAW, [self._token])
             self._token = b""
 
 
@@ -170,4 +170,4 @@ class Removals:
         """Drop the announcements of dead processes, now and then."""
         if time.monotonic() - self._swept_at > AGED:
             self._swept_at = time.monotonic()
-            self._connections.ask("dropping announcements", [Asked(_SWEEP, [DEAD])], WRITING)
+            self._connections.ask_one("dropping announcements", _SWEEP, [DEAD])

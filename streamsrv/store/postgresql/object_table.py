@@ -26,8 +26,8 @@ import psycopg
 
 from streamsrv.errors import StoreLocked
 from streamsrv.store.objects.layout import fresh_stem
-from streamsrv.store.postgresql.connections import WRITING, Connections, translated
-from streamsrv.store.postgresql.link import Asked, Row, Value
+from streamsrv.store.postgresql.connections import Connections, translated
+from streamsrv.store.postgresql.link import Row
 
 CREATED = (
     "CREATE SEQUENCE segment_numbers AS bigint MAXVALUE 4294967295",
@@ -127,6 +127,7 @@ class ObjectTable:
 
     def __init__(self, connections: Connections, node: str) -> None:
         self._connections = connections
+        self._ask = connections.ask_one
         self._node = node
 
     @property
@@ -217,7 +218,3 @@ class ObjectTable:
     def counts(self) -> dict[str, tuple[int, int]]:
         """Number and bytes of the objects in each state. The bytes of an upload are not known."""
         return {state: (number, size) for state, number, size in self._ask("counting objects", _COUNTS, [])}
-
-    def _ask(self, doing: str, statement: str, values: Sequence[Value]) -> list[Row]:
-        (rows,) = self._connections.ask(doing, [Asked(statement, values)], WRITING)
-        return rows

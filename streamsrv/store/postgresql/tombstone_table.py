@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from streamsrv.store.postgresql.connections import WRITING, Connections
-from streamsrv.store.postgresql.link import Asked, Row, Value
+from streamsrv.store.postgresql.connections import Connections
+from streamsrv.store.postgresql.link import Value
 
 CREATED = (
     "CREATE TABLE tombstones (number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, "
@@ -67,7 +67,7 @@ class TombstoneTable:
     node in the rows."""
 
     def __init__(self, connections: Connections, node: str) -> None:
-        self._connections = connections
+        self._ask = connections.ask_one
         self._node = node
 
     def add(self, ids: Sequence[bytes], segment: int) -> None:
@@ -109,7 +109,3 @@ class TombstoneTable:
 
     def forget(self, key: str) -> None:
         self._ask("forgetting a tombstone", _FORGET, [key])
-
-    def _ask(self, doing: str, statement: str, values: Sequence[Value]) -> list[Row]:
-        (rows,) = self._connections.ask(doing, [Asked(statement, values)], WRITING)
-        return rows
