@@ -10,6 +10,8 @@ from kill_world import verb, waited
 from live_server import environment, executable, free_port, start_server
 from small_client import Client, file_of, key_of
 
+from streamsrv.events.hooks import HookState, hooks_in
+
 KEYS = [key_of(study, 1, number) for study in (1, 2) for number in (1, 2, 3)]
 
 
@@ -78,20 +80,30 @@ def test_to_a_database_beside_the_server_and_back(server, port, database_server,
     assert (code, "the target of a move that has not ended" in said) == (1, True), said
     code, said = verb("move", *map(str, there), "--finish")
     assert (code, "or start it with --read-only" in said) == (3, True), said
+    flags = ("--name", "ris", "--where", "ModalitiesInStudy=CT", "--data", str(server.data))
+    code, secret = verb("hook", "add", "https://ris.example/in", *flags)
+    assert code == 0
+    hooks_in(server.data).save(hooks_in(server.data).named("ris"), HookState("e0.5.5"))
     server.end()
     reading = start_server(server.data.parent, "--read-only", workers=1, port=port)
     try:
         code, said = verb("move", *map(str, there), "--finish")
         lines = said.splitlines()
-        assert (code, len(lines)) == (0, 2), said
+        assert code == 0, said
         assert lines[0].startswith("6 instances, 1 copied, 1 deleted, 1 verified, 0 failed")
-        assert lines[1] == "the move has ended: servers may open the target"
+        assert lines[1] == "hooks that came with it: ris"
+        assert "keys, share links and the audit trail have not moved" in lines[2]
+        assert lines[3:] == ["the move has ended: servers may open the target"]
     finally:
         reading.end()
     assert told_by(tmp_path / "there", port, "--index", url) == told
     back = ("--from", tmp_path / "there" / "data", "--from-index", url, "--to", tmp_path / "back" / "data")
     code, report = moved(*back, "--finish", "--parallel", "1")
-    assert (code, report["instances"], report["ended"]) == (0, 6, True)
+    assert (code, report["instances"], report["ended"], report["hooks"]) == (0, 6, True, ["ris"])
+    hooks = hooks_in(tmp_path / "back" / "data")
+    assert hooks.named("ris") == hooks_in(server.data).named("ris")
+    assert hooks.named("ris").secret == secret.splitlines()[0]
+    assert hooks.state("ris").last_id.endswith(".6.6")  # behind the copies
     assert verb("check", "--data", str(tmp_path / "back" / "data")) == (0, "all is well\n")
     code, said = verb("move", *map(str, back))
     assert (code, "has, or had, instances of its own" in said) == (1, True)

@@ -10,13 +10,16 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from streamsrv.config import SettingsError, add_config_argument, checked, settings_of
 from streamsrv.errors import StoreLocked
+from streamsrv.events import EventPosition
+from streamsrv.events.hooks import HookState, hooks_of
+from streamsrv.events.messages import event_id
 from streamsrv.ingest.derivation import ReaderPool
 from streamsrv.options import check_store, store_options
 from streamsrv.settings import Settings
@@ -39,6 +42,7 @@ is 0 if both have the same instances with the same bytes, 1 if one differs, whic
 """
 COUNTED = ("instances", "copied", "deleted", "verified", FAILED)
 CACHE = 1 << 30  # bytes of a cache at most: each object is read once
+STAYED = "keys, share links and the audit trail have not moved: use `streamsrv key copy`, and copy `audit`"
 PAUSE = 1.0  # seconds between two looks for changes, with --follow
 
 
@@ -84,11 +88,15 @@ def run_move(args: argparse.Namespace) -> int:
             follow(mover)
         else:
             mover.copy()
-        has_ended = ended(mover, finish=args.finish)
-    more = {"position": mover.position, "ended": has_ended}
+        complete = is_complete(mover)
+        has_ended, carried = complete and args.finish, list[str]()
+        if has_ended:
+            carried = carry_hooks(settings["source"], settings["target"], target)
+            mover.end()
+    more = {"position": mover.position, "ended": has_ended, "hooks": carried}
     code = report.print(as_json=args.json, quiet=args.quiet, more=more)
     if not args.json and not args.quiet:
-        print(last_words(code, mover.position, has_ended=has_ended))
+        print(last_words(code, mover.position, has_ended=has_ended, hooks=carried))
     return code
 
 
@@ -162,22 +170,41 @@ def follow(mover: Mover) -> None:
             signal.signal(number, handler)
 
 
-def ended(mover: Mover, *, finish: bool) -> bool:
-    """Verifies the target; ends the move if that is asked for, and if the target has all that the source
-    has."""
+def is_complete(mover: Mover) -> bool:
+    """Verifies the target. Returns whether it has all that the source has."""
     mover.verify()
     mover.catch_up()
     mover.verify()
-    lacks = mover.compare() + mover.name_damaged()
-    if not finish or lacks:
-        return False
-    mover.end()
-    return True
+    return not mover.compare() + mover.name_damaged()
 
 
-def last_words(code: int, position: int, *, has_ended: bool) -> str:
+def carry_hooks(source: Settings, target: Settings, store: Store) -> list[str]:
+    """Adds the hooks of the source to the target, with their secrets, and with cursors behind all changes of
+    its store. Cursors and dead letters of the source count other changes. Returns their names. One that
+    cannot be read is named on standard error, and another one of its name in the target stays."""
+    ours, theirs = hooks_of(source), hooks_of(target)
+    latest = store.latest_change()
+    reached = latest.sequence if latest else 0
+    state = HookState(event_id(store.index.about()["epoch"], EventPosition(reached, reached)))
+    carried = list[str]()
+    with contextlib.closing(ours.documents), contextlib.closing(theirs.documents):
+        for name in ours.unreadable():
+            print(f"streamsrv: the hook {name!r} cannot be read: it is left out", file=sys.stderr)
+        for hook in ours.all():
+            there = theirs.named(hook.name)
+            if there is None:
+                theirs.add(hook)
+            if there in (None, hook):
+                theirs.save(hook, state)
+                carried.append(hook.name)
+    return carried
+
+
+def last_words(code: int, position: int, *, has_ended: bool, hooks: Sequence[str]) -> str:
     if has_ended:
-        return "the move has ended: servers may open the target"
+        lines = [f"hooks that came with it: {', '.join(hooks)}"] if hooks else []
+        lines += [STAYED, "the move has ended: servers may open the target"]
+        return "\n".join(lines)
     if code:
         return "the move has not ended"
     return (
