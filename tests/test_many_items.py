@@ -52,6 +52,7 @@ def seconds(file, read=read_instance):
     return time.process_time() - began
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("make", [enhanced, empty_items])
 def test_time_is_linear(make):
     """Twice as many take twice as long, and what comes before in a series changes nothing."""

@@ -27,7 +27,7 @@ from framecodecs import registry
 from framecodecs.frameinfo import FrameInfo
 
 SOAK = int(os.environ.get("SOAK", "1"))
-SECONDS = 1.5 * SOAK
+SECONDS = SOAK
 BOUND = 5.0  # seconds that a small picture may take
 # Of all processes together: two that make pictures of 16 million pixels in colour take most of it.
 MEMORY = 2 << 30

@@ -18,7 +18,7 @@ from small_client import Client, file_of, key_of, path_of
 CONF = ROOT / "conf"
 RULES = CONF / "prometheus-rules.yml"
 JOB = 'job="streamsrv", instance="a:1"'
-PATIENCE = 30.0
+PATIENCE = 120.0
 FRAME = 'multipart/related; type="application/octet-stream"; transfer-syntax=*'
 
 
