@@ -38,9 +38,9 @@ from streamsrv.companions.delivery import HookTarget, NotDelivered, Webhook
 from streamsrv.companions.forwarding import DicomwebPeer, Forwarder, Peer, Refusal, StoredInstance
 from streamsrv.errors import StreamsrvError
 from streamsrv.events import ChangeTail, EventPosition, ToldEvent
-from streamsrv.events.hooks import ASSOCIATIONS, RESET, Hook, Hooks, hooks_of
-from streamsrv.events.messages import event_id, position_from
-from streamsrv.events.tail import COMPLETE
+from streamsrv.events.hooks import ASSOCIATIONS, Hook, Hooks, hooks_of
+from streamsrv.events.messages import event_id, message_id, position_from
+from streamsrv.events.tail import COMPLETE, RESET
 from streamsrv.options import audit_trail, store_options
 from streamsrv.settings import Settings
 from streamsrv.store import Lease, LeaseLost, Store
@@ -160,11 +160,11 @@ class HookSender:
 
     def _delivered(self, event: ToldEvent) -> bool:
         """Whether it was delivered or given up. False if the sender has ended before."""
-        message_id, pause = event_id(self._epoch, event.position), FIRST_PAUSE
+        name, pause = message_id(self._epoch, event), FIRST_PAUSE
         while not self._ended(0):
             require(self._lease)
             try:
-                sent = self._target.deliver(message_id, event)
+                sent = self._target.deliver(name, event)
             except NotDelivered as error:
                 if error.progress:
                     pause = FIRST_PAUSE

@@ -37,7 +37,6 @@ FOLDER = "hooks"
 ASSOCIATIONS = ("aet://", "aets://")  # URLs of DICOM peers, as aet://TITLE@HOST:PORT; the second is TLS
 SECRET_PREFIX = "whsec_"
 HOOK_EVENTS = ("create", "update", "delete", COMPLETE)
-RESET = "reset"
 # Of the names of documents. The cursor is copied first: events behind it may arrive twice, none is missing.
 ENDINGS = ("state", "dead", "again", "json")
 Pairs: TypeAlias = tuple[tuple[str, str], ...]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from streamsrv.errors import BadRequest
-from streamsrv.events.tail import COMPLETE, EventPosition, ToldEvent
+from streamsrv.events.tail import COMPLETE, RESET, EventPosition, ToldEvent
 
 EVENT_STREAM = "text/event-stream"
 # Milliseconds after which a browser connects again.
@@ -18,6 +18,15 @@ _ID = re.compile(r"(?:([0-9a-f]{1,32})\.)?([0-9]{1,18})(?:\.([0-9]{1,18}))?")
 
 def event_id(epoch: str, position: EventPosition) -> str:
     return f"{epoch}.{position.sequence}.{position.complete}"
+
+
+def message_id(epoch: str, event: ToldEvent) -> str:
+    """The id of an event for hooks, which each reader gives it. A position depends on the time of its reader,
+    too. A reset has its place."""
+    if event.name == COMPLETE:
+        return event_id(epoch, EventPosition(event.position.complete, event.position.complete))
+    own = event.position if event.name == RESET else EventPosition(event.position.sequence)
+    return event_id(epoch, own)
 
 
 def position_from(text: str, epoch: str) -> EventPosition | None:

@@ -26,7 +26,7 @@ PAGE = 500
 # Seconds between the time of a change and its commit, at most. A longer commit tells its studies twice.
 SETTLED = 1.0
 SECOND = 1_000_000
-COMPLETE = "complete"
+COMPLETE, RESET = "complete", "reset"
 
 
 class EventPosition(NamedTuple):

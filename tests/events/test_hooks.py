@@ -24,6 +24,7 @@ from streamsrv.companions.delivery import NotDelivered, Webhook, is_allowed
 from streamsrv.companions.hook_sender import HookSender, HookThreads
 from streamsrv.events import EventPosition, ToldEvent
 from streamsrv.events.hooks import Hook, HookState, hooks_in, hooks_of, new_secret, signature
+from streamsrv.events.messages import message_id
 from streamsrv.settings import Settings
 from streamsrv.store import FolderLease, LeaseLost
 
@@ -207,6 +208,25 @@ def test_nothing_is_sent_without_the_lease(tmp_path, receiver):
     with pytest.raises(LeaseLost):
         sender.run()
     assert [data["sequence"] for _, data in receiver.taken] == [1]
+    world.store.close()
+
+
+def test_each_reader_gives_an_event_the_same_id(tmp_path):
+    """One that goes on after a crash, too. Its position may be another one, because it reads later."""
+    world, now = World(tmp_path / "s"), time.time()
+    first = world.tail(0.5, lambda: now)
+    assert first.begin(None)
+    told, begun = [], first.position
+    for number, later in enumerate((0, 0, 1.3, 1.3), 1):
+        time.sleep(0.3 if number == 3 else 0)
+        world.put(key_of(1, 1, number))
+        now = world.store.latest_change().at / 1e6 + later
+        told += first.read()
+    second = world.tail(0.5, lambda: now)
+    assert second.begin(begun)
+    again = second.read()
+    assert [each.position for each in told] != [each.position for each in again]
+    assert [message_id("e", each) for each in told] == [message_id("e", each) for each in again]
     world.store.close()
 
 
