@@ -34,6 +34,18 @@ LONGEST = 30.0  # seconds without a store after the death of a primary
 ENOUGH = 20  # stores after a fault
 SHORT, LONG = 3, 25  # seconds: a lease is 20
 
+# What has happened to each object, for the report of one that is left in the bucket.
+HISTORY = """
+CREATE TABLE history (at timestamptz DEFAULT clock_timestamp(), key text, was text, state text, node text);
+CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  INSERT INTO history (key, was, state, node)
+    VALUES (coalesce(NEW.key, OLD.key), OLD.state, NEW.state, coalesce(NEW.node, OLD.node));
+  RETURN NULL;
+END $$;
+CREATE TRIGGER noted AFTER INSERT OR DELETE OR UPDATE OF state ON objects
+  FOR EACH ROW EXECUTE FUNCTION note();
+"""
+
 
 class Site:
     """All machines, the clients, and a reader of changes on each node."""
@@ -49,6 +61,7 @@ class Site:
         self.seaweed.make_bucket()
         self.nodes = [Node(each, folder / each.name, self.databases, self.seaweed) for each in machines]
         waited(self.is_well, "the first nodes", PATIENCE)
+        self.databases.sql(HISTORY)
         self.journal = Journal()
         sources = [network["clients"].add_address(100 + number) for number in range(5)]
         self.clients = Clients(self.journal, self.origin, sources, seed)
@@ -201,9 +214,17 @@ class Site:
             named = f"SELECT count(*) FROM objects WHERE state IN ({states})"
             waited(lambda named=named: sql(named) == "0", "the sweepers", PATIENCE)
         complete = {f"soak/{key}" for key in sql("SELECT key FROM objects WHERE state = 'complete'").split()}
-        assert {
-            each["path"] for page in listed(self.seaweed.store, "soak/segments/") for each in page
-        } == complete
+        there = {
+            each["path"]: each["last_modified"]
+            for page in listed(self.seaweed.store, "soak/segments/")
+            for each in page
+        }
+        left = [
+            (key, str(there[key]), sql(f"SELECT * FROM history WHERE key = '{key.removeprefix('soak/')}'"))
+            for key in there.keys() - complete
+        ]
+        assert not left, left
+        assert there.keys() == complete
 
     def figures(self):
         refused = defaultdict(int)
