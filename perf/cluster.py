@@ -2,7 +2,8 @@
 
 Strategy: PostgreSQL and SeaweedFS run on this machine. obstore moves the same bytes to and from the same
 gateway, in parts as large and as many at once as those of the node. Subjects take turns. For rows without a
-cache its folder is deleted before each round, which a node allows at any moment.
+cache its folder is deleted before each round, which a node allows at any moment. The round waits, because a
+node serves files that it has open for some more seconds.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ TILE = 21_000
 CHUNK = 128 << 10
 # Seconds after which frames of an instance are answered from memory of their answers.
 SETTLED = 2.1
+# Seconds after which a node has closed the files of a deleted cache.
+CLOSED = 6.0
 LOCAL = f"{OURS}, segments on the disk"
 
 
@@ -163,11 +166,9 @@ def studies(run: Run, node: Service, local: Service, store: Any) -> Iterator[Row
         store_study(server, body, path)
     bare = Bare(store, run.folder / "object")
     used: list[float] = []
-    measure, empty = "retrieve the study", partial(empty_cache, node)
+    measure = "retrieve the study"
     found = in_turns(
-        run.size.rounds,
-        {OURS: partial(retrieved, node, body, used), OBSTORE: bare.download},
-        before=empty,
+        run.size.rounds, {OURS: partial(retrieved_anew, node, body, used), OBSTORE: bare.download}
     )
     yield from rows_of(f"{measure}, not in the cache", found)
     yield median_row(f"CPU time, {measure}, not in the cache", OURS, used[1:])
@@ -197,9 +198,15 @@ def retrieved(server: Service, body: Body, used: list[float]) -> float:
     return answer.length / 1e6 / answer.seconds
 
 
+def retrieved_anew(node: Service, body: Body, used: list[float]) -> float:
+    empty_cache(node)
+    return retrieved(node, body, used)
+
+
 def empty_cache(node: Service) -> None:
     assert node.folder is not None
     shutil.rmtree(node.folder / "cache", ignore_errors=True)
+    time.sleep(CLOSED)
 
 
 def frames(run: Run, node: Service, local: Service, store: Any) -> Iterator[Row]:
@@ -213,8 +220,7 @@ def frames(run: Run, node: Service, local: Service, store: Any) -> Iterator[Row]
     apart = [f"{slide.path}/frames/{number}" for number in range(1, run.size.tiles, 2 * CHUNK // TILE)]
     found = in_turns(
         run.size.rounds,
-        {OURS: partial(fetched, node, apart), OBSTORE: partial(bare.ranges, len(apart))},
-        before=partial(empty_cache, node),
+        {OURS: partial(fetched_anew, node, apart), OBSTORE: partial(bare.ranges, len(apart))},
     )
     yield from rows_of(f"frames of 21 kB not in the cache, {CLIENTS} at once", found)
     paths = [f"{slide.path}/frames/{number + 1}" for number in range(min(run.size.tiles, 500))]
@@ -224,7 +230,8 @@ def frames(run: Run, node: Service, local: Service, store: Any) -> Iterator[Row]
     )
 
 
-def fetched(node: Service, paths: Sequence[str]) -> float:
+def fetched_anew(node: Service, paths: Sequence[str]) -> float:
     """Answers a second, each path once."""
+    empty_cache(node)
     work = [partial(Client.get, path=path, accept=FRAME) for path in paths]
     return len(paths) / together(CLIENTS, node, work)
