@@ -197,6 +197,20 @@ def test_bytes_that_have_left_the_cache_are_fetched_again(fresh, cached, world):
     assert [connection.frame(get(SMALL, number)) for number in (3, 4)] == TILES[2:4]
 
 
+def test_no_question_for_a_version_at_hand_where_bytes_are_fetched(fresh, cached, world, monkeypatch):
+    worker, connection = cached
+    connection.frame(get(SMALL, 1))
+    for path in world.folder.glob("??/*"):
+        path.unlink()
+    worker.call(lambda _: worker.server.fast_path.close())
+    asked = []
+    monkeypatch.setattr(world.store, "version", lambda: asked.append(1) or world.local.version())
+    before = len(fresh)
+    assert connection.frame(get(SMALL, 1)) == TILES[0]
+    assert len(fresh) == before + 1
+    assert not asked
+
+
 def test_requests_sent_ahead_are_answered_in_order(version, cached):
     worker, connection = cached
     numbers = [1, 5, 2, 12, 2, 7]

@@ -212,11 +212,13 @@ class AskedFrame:
 
 
 def read_frames(asked: Sequence[AskedFrame], done: Callable[[Sequence[AskedFrame]], None]) -> None:
-    """Looks frames up after one question for the version, and reads them. `done` is called with each of them
-    once: at the end of this call, or by another thread when a frame has been fetched. Blocking."""
+    """Looks frames up after at most one question for the version, and reads them. `done` is called with each
+    of them once: at the end of this call, or by another thread when a frame has been fetched. Blocking."""
     read = list(asked)
     try:
-        version = asked[0].instance.version()
+        version = asked[0].instance.version_at_hand()
+        if version is None:
+            version = asked[0].instance.version()
         for each in asked:
             if _place_and_read(each, version, done):
                 read.remove(each)
