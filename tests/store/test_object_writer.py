@@ -13,6 +13,7 @@ from obstore.store import MemoryStore
 from streamsrv.errors import (
     BucketUnreachable,
     InsufficientStorage,
+    ObjectGone,
     SegmentGone,
     StoreCorrupt,
     StoreError,
@@ -238,7 +239,7 @@ def test_a_place_that_is_no_bucket(url):
             StoreError,
             "make it",
         ),
-        ("Server returned non-2xx status code: 404 Not Found", SegmentGone, "gone"),
+        ("Server returned non-2xx status code: 404 Not Found", ObjectGone, "gone"),
         ("Server returned non-2xx status code: 400 Bad Request", StoreError, "refuses the request"),
         ("Server returned non-2xx status code: 429 Too Many Requests", BucketUnreachable, "not answer"),
         ("Server returned non-2xx status code: 503 Service Unavailable", BucketUnreachable, "not answer"),
