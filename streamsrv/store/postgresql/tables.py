@@ -209,11 +209,11 @@ _HOLDING = {
 # number and the last of all keys.
 KEYS = {
     caseless: (
-        "WITH k AS MATERIALIZED (SELECT key, count(*) AS entries FROM "
+        f"SELECT string_agg(key, {_BETWEEN}) FILTER (WHERE {holding} OR length(key) >= $5), "
+        "coalesce(sum(entries), 0)::bigint, count(*), (array_agg(key))[count(*)] FROM "
+        "(SELECT key, count(*) AS entries FROM "
         "(SELECT key FROM attributes WHERE key >= $1 AND key <= $2 ORDER BY key LIMIT $3) e "
-        "GROUP BY key ORDER BY key) "
-        f"SELECT (SELECT string_agg(key, {_BETWEEN}) FROM k WHERE {holding} OR length(key) >= $5), "
-        "coalesce(sum(entries), 0)::bigint, count(*), (SELECT key FROM k ORDER BY key DESC LIMIT 1) FROM k"
+        "GROUP BY key ORDER BY key) k"
     )
     for caseless, holding in _HOLDING.items()
 }
