@@ -1,19 +1,24 @@
 """One store of each engine, as this process and another one see it."""
 
+import os
+from unittest.mock import patch
+
 import pytest
 from engines import ENGINES, engine_of, schema_of
 from other_process import Calls, OtherProcess
 
 
-@pytest.fixture(scope="session", params=ENGINES)
+@pytest.fixture(scope="module", params=ENGINES)
 def engine(request):
+    """One of a bucket sets credentials in the environment, which no other test should have."""
     asked = request.getfixturevalue
-    return engine_of(
-        request.param, lambda: asked("database_server").url(), lambda: asked("object_store").endpoint
-    )
+    with patch.dict(os.environ):
+        yield engine_of(
+            request.param, lambda: asked("database_server").url(), lambda: asked("object_store").endpoint
+        )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def process(engine):
     process = OtherProcess(engine)
     yield process
