@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import gc
 import importlib
 import os
 import signal
@@ -150,14 +149,8 @@ VERBS = {
 
 
 def functions_of(verb: str) -> VerbFunctions:
-    """Imports the module of the verb. Collections of garbage would find nothing meanwhile, and slow it by a
-    ninth."""
-    gc.disable()
-    try:
-        module = importlib.import_module(VERBS[verb].module)
-    finally:
-        gc.enable()
-    return VerbFunctions(*module.VERBS[verb])
+    """Imports the module of the verb."""
+    return VerbFunctions(*importlib.import_module(VERBS[verb].module).VERBS[verb])
 
 
 def parser_of(used: str) -> argparse.ArgumentParser:

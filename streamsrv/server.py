@@ -12,13 +12,10 @@ ready, each further byte means that the event loop runs.
 
 from __future__ import annotations
 
-import gc
-
-gc.disable()  # while modules load, collections find nothing, and take a ninth of the start
-
 import asyncio
 import contextlib
 import faulthandler
+import gc
 import json
 import logging
 import os
@@ -71,8 +68,6 @@ from streamsrv.web.worker import OtherProtocol, run
 from streamsrv.wire.answers import Request
 from streamsrv.wire.mediatypes import DICOM
 from streamsrv.wire.resources import Target
-
-gc.enable()
 
 if TYPE_CHECKING:
     from streamsrv.web.access.login import Login
