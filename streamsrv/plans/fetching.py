@@ -75,19 +75,17 @@ class PlanWindows:
         """`beside` windows are not ahead, because they are sent next."""
         most = 1 if self._fetcher.is_crowded else beside + AHEAD
         while len(self._ahead) < most and not self._ended:
-            made = Future[FetchedWindow]()
-            if self._in_memory:
-                pieces = self._cut()
-                release = self._at_hand(pieces)
-                if release is None:
-                    self._ahead.append(self._fetcher.ahead(partial(self._held, pieces)))
-                    continue
-                made.set_result(FetchedWindow(pieces, release))
+            if not self._in_memory:
+                made = Future[FetchedWindow]()
                 self._ahead.append(made)
+                self._uncut.append(made)
+                self._fetcher.ahead(self._make)
+                continue
+            pieces = self._cut()
+            window = self._at_hand(pieces)
+            self._ahead.append(window or self._fetcher.ahead(partial(self._held, pieces)))
+            if window is not None:
                 break  # the next one is looked for when this one is sent
-            self._ahead.append(made)
-            self._uncut.append(made)
-            self._fetcher.ahead(self._make)
 
     def _make(self) -> None:
         with self._cutting:
@@ -107,7 +105,7 @@ class PlanWindows:
         """Blocks."""
         return FetchedWindow(pieces, self._fetcher.hold(places_of(pieces)))
 
-    def _at_hand(self, pieces: Iterable[Piece]) -> Callable[[], None] | None:
+    def _at_hand(self, pieces: list[Piece]) -> Future[FetchedWindow] | None:
         """Hold the bytes of a window if they are at hand, with those between them. Does not block."""
         bounds: dict[int, tuple[int, int]] = {}
         for segment, offset, length in places_of(pieces):
@@ -119,7 +117,9 @@ class PlanWindows:
                 if release is None:
                     return None
                 held.callback(release)
-            return held.pop_all().close
+            made = Future[FetchedWindow]()
+            made.set_result(FetchedWindow(pieces, held.pop_all().close))
+            return made
 
     def _cut(self) -> list[Piece]:
         """The pieces of the next window; none at the end."""

@@ -34,7 +34,8 @@ LONGEST = 30.0  # seconds without a store after the death of a primary
 ENOUGH = 20  # stores after a fault
 SHORT, LONG = 3, 25  # seconds: a lease is 20
 
-# What has happened to each object, for the report of one that is left in the bucket.
+# This table records each change of the state of an object. If the bucket still has an object at the end, the
+# test fails, and prints its rows.
 HISTORY = """
 CREATE TABLE history (at timestamptz DEFAULT clock_timestamp(), key text, was text, state text, node text);
 CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN

@@ -269,7 +269,7 @@ class Search:
         return self._read_together(each, studies)
 
     def _read_together(self, each: UnderEach, studies: Iterator[StudyRow]) -> Iterator[StudyRow]:
-        sizes = _together(self._query.wanted)
+        sizes = _read_sizes(self._query.wanted)
         while some := list(itertools.islice(studies, next(sizes))):
             starts = [prefix(study) for study, row in some if self._accepts(Level.STUDY, row)]
             with self._environment.reading("reading series") as transaction:
@@ -348,7 +348,7 @@ class Search:
         return self._view is None or self._view.sees(transaction, start.partition(b"\0")[0].decode())
 
 
-def _together(wanted: int) -> Iterator[int]:
+def _read_sizes(wanted: int) -> Iterator[int]:
     """Few at first, because a study may have all wanted series; then the studies that the walk has read."""
     yield min(TOGETHER, wanted)
     if wanted > TOGETHER:
