@@ -167,7 +167,11 @@ class PlanWindows:
             made.set_exception(error)
             return
         pieces, self._release = ahead.result()
-        self._begin_more()
+        try:
+            self._begin_more()
+        except BaseException as failure:  # of the cache's disk: no other one waits for it
+            made.set_exception(failure)
+            return
         made.set_result(pieces)
 
     def _end_window(self) -> None:

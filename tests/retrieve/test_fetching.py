@@ -209,6 +209,20 @@ def test_an_answer_holds_few_windows(remote, bucket, short_windows):
     wait_until(lambda: not store.readers.folder.in_use)
 
 
+def test_most_windows_at_hand_need_no_thread(remote, bucket, short_windows, monkeypatch):
+    store = remote()
+    first = payload(ask(store, f"/studies/{LONG}", accept=EVERY))
+    reads = len(bucket.reads)
+    begun, ahead = [], store.readers.ahead
+    monkeypatch.setattr(store.readers, "ahead", lambda work: begun.append(work) or ahead(work))
+    answer = ask(store, f"/studies/{LONG}", accept=EVERY)
+    assert isinstance(answer.plan, Windows)
+    assert payload(answer) == first
+    assert len(bucket.reads) == reads
+    assert len(begun) < 5  # of 27: some have bytes between that nobody wanted
+    wait_until(lambda: not store.readers.folder.in_use)
+
+
 def test_many_slow_clients_hold_little_beside_the_first(remote, bucket):
     """Each of 40 clients reads one window of a study as long as the cache, and stays at its place."""
     bucket.part = 2 * MIB
