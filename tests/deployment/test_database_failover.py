@@ -1,13 +1,20 @@
 """Two PostgreSQL servers with synchronous replication: the primary is killed while instances are stored, the
-other one is promoted, and nothing acknowledged is lost."""
+other one is promoted, and nothing acknowledged is lost. An operator may cancel the wait for the other one."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from database_server import DatabaseServer
 from live_server import start_server
 from small_client import Client, file_of, key_of, path_of
 from waiting import waited
+
+from streamsrv.errors import IndexUnreachable
+from streamsrv.store.postgresql import connections, open_index
+
+CANCELLED = "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+LOOKING_UP = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE 'SELECT 1 %'"
 
 
 @pytest.fixture
@@ -59,6 +66,41 @@ def test_nothing_acknowledged_is_lost(servers, tmp_path):
     finally:
         client.close()
         assert running.end() == 0
+
+
+def test_a_commit_without_its_standby_is_not_acknowledged(servers, tmp_path):
+    """An operator cancels the wait for it. PostgreSQL reports the commit, and warns."""
+    primary, standby = servers
+    running = start_server(tmp_path / "served", "--index", primary.url())
+    client, key, answers = Client(running.origin), key_of(1, 1, 1), []
+    try:
+        assert client.store([file_of(key_of(1, 1, 2), 1, 500)]).status == 200
+        standby.stop()
+        thread = threading.Thread(target=lambda: answers.append(client.store([file_of(key, 1, 500)]).status))
+        thread.start()
+        waited(lambda: int(primary.sql(CANCELLED)))
+        waited(lambda: int(primary.sql(LOOKING_UP)))
+        assert answers == []
+        standby.start()
+        thread.join()
+        assert answers == [200]
+        assert standby.sql("SELECT count(*) FROM instances") == "2"
+    finally:
+        client.close()
+        assert running.end() == 0
+
+
+def test_a_commit_that_no_standby_confirms_is_refused(servers, monkeypatch):
+    monkeypatch.setattr(connections, "SETTLING", 1.0)
+    primary, standby = servers
+    index = open_index(primary.url())
+    standby.stop()
+    with ThreadPoolExecutor(1) as pool:
+        added = pool.submit(index.add_segment)
+        waited(lambda: int(primary.sql(CANCELLED)) or added.done())
+        with pytest.raises(IndexUnreachable, match="whether the last commit happened is not known"):
+            added.result()
+    index.close()
 
 
 def test_nothing_that_was_lost_is_remembered(tmp_path):

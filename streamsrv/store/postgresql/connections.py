@@ -9,6 +9,9 @@ new connection (`settle`). It first waits for the lock of the head row, which th
 end is decided. Its number is not enough: after a failover another transaction may have it. A transaction
 without changes of instances, which may be repeated, asks for the state of its number.
 
+With synchronous replication PostgreSQL reports a commit also if an operator has cancelled the wait for the
+standby. A failover would lose it. It warns then, so a commit with a warning is looked up, too.
+
 A node that was stopped in a transaction loses its session after ABANDONED, so that others can write. This is
 shorter than LOCKING: they wait, and are not refused. The stopped transaction is refused when it goes on.
 
@@ -46,6 +49,7 @@ WRITING = 75.0
 LEAVING = 2.0  # for the end of a session whose process has ended: the server notices it later
 
 MOST = 32  # connections of one process
+UNCONFIRMED = "a standby did not confirm the commit"
 SESSION = {
     "lock_timeout": "10s",  # LOCKING: for the lock of the head row
     "statement_timeout": "60s",
@@ -263,10 +267,13 @@ class Connections:
     def settle(self, number: int, change: tuple[bytes, bytes] | None) -> bool:
         """Whether the transaction of this number was committed, which wrote this row of the log of changes.
         Raises IndexUnreachable if the database does not say so in SETTLING seconds."""
+        asked = Asked("SELECT 1 WHERE pg_xact_status($1::text::xid8) = 'committed'", [str(number)])
+        if change is not None:
+            asked = Asked("SELECT 1 FROM changes WHERE key = $1 AND value = $2", change)
         deadline = time.monotonic() + SETTLING
         while True:
             try:
-                return self._happened(number, change)
+                return self._happened(asked, deadline - time.monotonic())
             except (psycopg.Error, StoreError) as error:  # also a refusal may pass, in a failover
                 if time.monotonic() > deadline:
                     raise IndexUnreachable(
@@ -275,14 +282,17 @@ class Connections:
                     ) from error
                 time.sleep(0.1)
 
-    def _happened(self, number: int, change: tuple[bytes, bytes] | None) -> bool:
-        with self.connect() as connection:
-            connection.execute("SELECT version FROM head FOR SHARE")
-            if change is not None:
-                asked = "SELECT 1 FROM changes WHERE key = %b AND value = %b"
-                return connection.execute(asked, change).fetchone() is not None
-            row = connection.execute("SELECT pg_xact_status(%s::text::xid8)", [number]).fetchone()
-            return row is not None and row[0] == "committed"
+    def _happened(self, asked: Asked, patience: float) -> bool:
+        """The lock of the head row is a write: its own commit waits for standbys, which then have all commits
+        before it."""
+        link = PipelineLink(self.connect())
+        try:
+            _, found = link.ask([Asked("SELECT version FROM head FOR SHARE"), asked], patience)
+            if link.warned:
+                raise IndexUnreachable(UNCONFIRMED)
+            return bool(found)
+        finally:
+            link.close()
 
     def close(self) -> None:
         self._closed = True

@@ -53,9 +53,14 @@ class PipelineLink:
         self._prepared: dict[tuple[str, tuple[int, ...]], bytes] = {}
         self._unread = 0  # calls whose answers are not read
         self.server = 0  # the number of its server in this process
+        self.warned = False  # by the server, since the connection was opened
         self._poll = select.poll()
         self._poll.register(self._libpq.socket, select.POLLIN)
         self._libpq.enter_pipeline_mode()
+        connection.add_notice_handler(self._notice)
+
+    def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
+        self.warned |= notice.severity_nonlocalized == "WARNING"
 
     @property
     def closed(self) -> bool:
