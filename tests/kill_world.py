@@ -326,7 +326,8 @@ class World:
 
     def must_be_well(self):
         named = [("--index", url) for url in self._index.values()]
-        assert verb("check", "--data", str(self.data), *sum(named, ())) == (0, "all is well\n")
+        code, said = verb("check", "--data", str(self.data), *sum(named, ()))
+        assert (code, said) == (0, "all is well\n"), said
         self.counts["checks"] += 1
 
     def lose_the_index(self):

@@ -133,7 +133,8 @@ def verify(recording, moment, image, folder, *, reindexed=False, served=False):
             assert recording.allowed(key, moment, version), (key, version, recording.history[key])
         assert set(found) <= set(KEYS)
         if (data / "store.toml").exists():
-            assert verb("check", "--data", str(data)) == (0, "all is well\n")
+            code, said = verb("check", "--data", str(data))
+            assert (code, said) == (0, "all is well\n"), said
     finally:
         mounted.close()
 
