@@ -290,7 +290,7 @@ def test_relocate_is_compare_and_set(index: Index) -> None:
     assert index.relocate(moves, segment=2, committed_end=2000) == [True, False, False]
     assert index.lookup(*A)[0].location == Location(2, 64, 900)
     assert index.lookup(*B)[0].location == Location(1, 3000, 900)
-    assert index.segments()[2] == SegmentRow(2, 2000, 900, 0, False)
+    assert index.segments()[2] == SegmentRow(2, 2000, live=900, dead=900 + 9)
     assert [row.key for row in index.instances_in({2})] == [A]
     assert list(index.metadata(index.lookup("1.1"))) == [b"{}", b"{}"]
 

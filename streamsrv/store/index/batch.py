@@ -196,7 +196,7 @@ class Batch:
         return len(there)
 
     def relocate(self, moves: Sequence[tuple[InstanceRow, Location]], segment: int, end: int) -> list[bool]:
-        """An instance moves only if it still is where the caller saw it."""
+        """An instance moves only if it still is where the caller saw it. Else its copy is dead."""
         self._segment(segment)
         self.writing = True
         done = []
@@ -212,6 +212,8 @@ class Batch:
                 self._put("instances", key, moved(value, location))
                 self._account(row.location.segment, live=-row.location.length, dead=row.location.length)
                 self._account(location.segment, live=location.length)
+            else:
+                self._account(location.segment, dead=location.length)
             done.append(same)
         self._account(segment, end=end)
         self.writing = False

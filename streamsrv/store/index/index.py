@@ -144,7 +144,8 @@ class Index(Reading):
     def relocate(
         self, moves: Sequence[tuple[InstanceRow, Location]], *, segment: int, committed_end: int
     ) -> list[bool]:
-        """Compare and set: False where an instance is no longer where its row says."""
+        """Compare and set: False where an instance is no longer where its row says. The bytes at its new
+        place are counted as dead then."""
         return self._writer.submit(
             lambda batch: batch.relocate(moves, segment, committed_end), instances=len(moves)
         )

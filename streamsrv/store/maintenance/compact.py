@@ -262,9 +262,6 @@ class _Compactor:
         failpoints.hit("in-compaction")
         output.locks.lock(row.key for row in rows)
         done = self._index.relocate(moves, segment=output.segment, committed_end=output.end)
-        lost = sum(move[1].length for move, moved in zip(moves, done, strict=True) if not moved)
-        if lost:
-            self._index.delete((), segment=output.segment, committed_end=output.end, dead_bytes=lost)
         output.commit_up_to(output.end)
         output.locks.release()
         failpoints.hit("in-compaction")
