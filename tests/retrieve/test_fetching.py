@@ -1,5 +1,6 @@
 """Answers whose bytes are fetched from a bucket: the same as those of a local store, in bounded windows."""
 
+import errno
 import random
 import threading
 import time
@@ -15,6 +16,7 @@ from retrieve_world import ask, computed, keep, payload
 from streamsrv.errors import BucketUnreachable, StreamsrvError
 from streamsrv.plans import fetching
 from streamsrv.store.objects.bucket import Bucket
+from streamsrv.store.objects.cache import ObjectLease
 from streamsrv.store.objects.cached_file import CHUNK
 from streamsrv.store.store import Store, StoreOptions
 from streamsrv.wire.answers import Deferred, Span, Windows
@@ -193,6 +195,23 @@ def test_a_bucket_that_goes_away_breaks_the_answer_off(remote, bucket, short_win
     with pytest.raises(BucketUnreachable):
         list(pieces)
     answer.release()
+
+
+def test_a_disk_that_fails_while_the_next_window_begins_breaks_the_answer_off(
+    remote, short_windows, monkeypatch
+):
+    """That is in the event loop, where nothing else waits for the error."""
+    store = remote()
+    answer = ask(store, f"/studies/{LONG}", accept=EVERY)
+
+    def at_hand(*_):
+        raise OSError(errno.EIO, "the disk of the cache")
+
+    monkeypatch.setattr(ObjectLease, "at_hand", at_hand)
+    with pytest.raises(OSError, match="the disk of the cache"):
+        all(answer.plan.following().result(30) for _ in range(100))
+    answer.release()
+    wait_until(lambda: not store.readers.folder.in_use)
 
 
 def test_an_answer_holds_few_windows(remote, bucket, short_windows):
