@@ -26,6 +26,8 @@ def info(store: ClusterStore) -> dict[str, Any]:
     index = store.index.statistics()
     rows = store.index.segments().values()
     counts = store.rooms.table.counts()
+    about = store.index.about()
+    del about["next_segment"]  # the table of objects gives their numbers
     problems = []
     try:
         store.probe()
@@ -37,7 +39,7 @@ def info(store: ClusterStore) -> dict[str, Any]:
     return {
         "store_id": store.store_id,
         "folder": str(store.layout.root),
-        "about": store.index.about(),
+        "about": about,
         "index": index,
         "objects": {
             name: dict(zip(("number", "bytes"), counts.get(state, (0, 0)), strict=True))
