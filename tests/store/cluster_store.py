@@ -51,6 +51,13 @@ def swept(store):
     return sweep(store.rooms.table, store.rooms.bucket)
 
 
+def swept_twice(cluster, store):
+    """After this no row tells of the objects that were removed."""
+    for _ in range(2):
+        cluster.pass_time()
+        swept(store)
+
+
 def is_in_bucket(store, segment, key):
     try:
         return store.rooms.bucket.length(key) > 0

@@ -4,7 +4,7 @@ import os
 import tempfile
 
 import pytest
-from cluster_store import KEYS, begun, swept
+from cluster_store import KEYS, begun, swept_twice
 from store_world import add, derive, get, payload_of, put
 from waiting import waited
 
@@ -96,14 +96,12 @@ def test_a_record_that_is_deleted_while_it_is_copied(one, two, cluster, monkeypa
         patch.setattr("streamsrv.store.failpoints.hit", meanwhile)
         assert compact(one, True, 1 << 20).moved == 2
     one.rooms.tombstones.write_all(0)
-    cluster.pass_time()
-    swept(one)
+    swept_twice(cluster, one)
     assert compact(one, False, 1 << 20).moved == 0
     assert buried(one) == {dead}  # the other records have gone with their object
     for key in KEYS[1:3]:
         one.delete(*key)
-    cluster.pass_time()
-    swept(one)
+    swept_twice(cluster, one)
     compact(one, False, 1 << 20)
     assert buried(one) == set()
     assert cluster.sql("SELECT count(*) FROM tombstones") == "0"
@@ -173,8 +171,7 @@ def test_a_tombstone_stays_while_an_older_object_lists_its_record(one, cluster):
     move(one, [row], StoredObject(key, length))
     one.delete(*KEYS[0])
     for left in ({row.record_id}, set()):
-        cluster.pass_time()
-        swept(one)
+        swept_twice(cluster, one)
         compact(one, False, 1 << 20)
         assert buried(one) == left
         one.delete(*KEYS[1])

@@ -6,8 +6,8 @@ the bucket does not answer, they wait for the next of WAITS. It also writes the 
 
 Rules of this file
 - An object is due by the clock of the database. The bucket is never listed.
-- The object of an intent is removed twice, AGAIN seconds apart: a node that was stopped while it uploaded may
-  complete the object after the first time.
+- An object is removed twice, AGAIN seconds apart. A gateway may carry out a request late, of which the node
+  had no answer: it then has repeated it, or given the upload up. And a node that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def sweep(table: ObjectTable, bucket: Bucket, wait: float = WAITS[0]) -> int:
                 with contextlib.suppress(StoreError):
                     table.put_off([left.segment for left in found[done:]], wait)
                 raise
-            table.removed(each.segment, AGAIN if each.was == "intent" else 0)
+            table.removed(each.segment, 0 if each.was == "swept" else AGAIN)
         number += len(found)
     return number
 

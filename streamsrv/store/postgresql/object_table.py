@@ -4,8 +4,8 @@
     complete    instances of the index live in it; there is no `until`
     condemned   nothing lives in it. Its bytes stay until `until`, for the readers that have found them
     removing    a node removes it. After `until` that node is taken for dead, and another one does it
-    swept       an intent that was removed. Its node may wake up and complete the object, so it is removed
-                again at `until`; then the row goes
+    swept       it was removed. A late request may bring it back, so it is removed again at `until`; then the
+                row goes
 
 `moved` is the time when the first records of an object were moved to another one: both list them.
 
@@ -60,13 +60,11 @@ _CLAIM = (
     "WITH due AS (SELECT segment, state FROM objects WHERE until <= now() ORDER BY until LIMIT $1 "
     f"FOR UPDATE SKIP LOCKED) UPDATE objects SET state = 'removing', node = $2, "
     f"until = {_LATER.format('$3')} "
-    "FROM due WHERE objects.segment = due.segment RETURNING objects.segment, objects.key, "
-    # An upload that a dead sweeper left behind is an intent still.
-    "CASE WHEN due.state = 'removing' AND objects.length = 0 THEN 'intent' ELSE due.state END"
+    "FROM due WHERE objects.segment = due.segment RETURNING objects.segment, objects.key, due.state"
 )
 _REMOVED = "DELETE FROM objects WHERE segment = $1 AND state = 'removing' AND node = $2 RETURNING segment"
 _SWEPT = (
-    f"UPDATE objects SET state = 'swept', until = {_LATER.format('$1')} "
+    f"UPDATE objects SET state = 'swept', length = 0, until = {_LATER.format('$1')} "
     "WHERE segment = $2 AND state = 'removing' AND node = $3 RETURNING segment"
 )
 _PUT_OFF = (

@@ -16,7 +16,7 @@ STATES = {
     "intent": "uploads under way",
     "condemned": "wait for their removal",
     "removing": "are being removed",
-    "swept": "uploads given up",
+    "swept": "removed once",
 }
 
 
