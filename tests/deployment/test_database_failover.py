@@ -12,9 +12,11 @@ from waiting import waited
 
 from streamsrv.errors import IndexUnreachable
 from streamsrv.store.postgresql import connections, open_index
+from streamsrv.store.postgresql.object_table import ObjectTable
 
 CANCELLED = "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-LOOKING_UP = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE 'SELECT 1 %'"
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+LOOKING_UP = f"{WAITING} AND query LIKE 'SELECT 1 %'"
 
 
 @pytest.fixture
@@ -101,6 +103,23 @@ def test_a_commit_that_no_standby_confirms_is_refused(servers, monkeypatch):
         with pytest.raises(IndexUnreachable, match="whether the last commit happened is not known"):
             added.result()
     index.close()
+
+
+def test_an_intent_without_its_standby_is_written_again(servers):
+    """A failover would lose it, and then nothing would remove its object."""
+    primary, standby = servers
+    open_index(primary.url()).close()
+    pool = connections.Connections(primary.url())
+    standby.stop()
+    with ThreadPoolExecutor(1) as executor:
+        begun = executor.submit(ObjectTable(pool, "node").begin, 600)
+        waited(lambda: int(primary.sql(CANCELLED)))
+        waited(lambda: int(primary.sql(WAITING)) or begun.done())
+        assert not begun.done()
+        standby.start()
+        place = begun.result()
+    assert standby.sql("SELECT key FROM objects ORDER BY segment").split()[1:] == [place.key]
+    pool.close()
 
 
 def test_nothing_that_was_lost_is_remembered(tmp_path):

@@ -8,6 +8,8 @@ call.
 Rules of this file
 - A call ends with one synchronization. Without BEGIN its statements are one transaction.
 - A connection whose call has raised is closed, never used again.
+- A warning is an error. The server warns if it commits without its standby, because an operator or
+  `statement_timeout` has cancelled the wait: a failover would lose the commit.
 """
 
 from __future__ import annotations
@@ -53,14 +55,14 @@ class PipelineLink:
         self._prepared: dict[tuple[str, tuple[int, ...]], bytes] = {}
         self._unread = 0  # calls whose answers are not read
         self.server = 0  # the number of its server in this process
-        self.warned = False  # by the server, since the connection was opened
+        self._warned = False  # by the server
         self._poll = select.poll()
         self._poll.register(self._libpq.socket, select.POLLIN)
         self._libpq.enter_pipeline_mode()
         connection.add_notice_handler(self._notice)
 
     def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
-        self.warned |= notice.severity_nonlocalized == "WARNING"
+        self._warned |= notice.severity_nonlocalized == "WARNING"
 
     @property
     def closed(self) -> bool:
@@ -82,6 +84,8 @@ class PipelineLink:
             self._answers(deadline)
             self._unread -= 1
         answers = self._answers(deadline)
+        if self._warned:
+            raise psycopg.OperationalError("a standby did not confirm the commit")
         return [_rows(answers[at]) for at in sent]
 
     def tell(self, statement: str) -> None:

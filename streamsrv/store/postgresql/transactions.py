@@ -24,13 +24,7 @@ import psycopg
 
 from streamsrv.errors import StoreCorrupt
 from streamsrv.store.ordered_map import KeysRead, Needle
-from streamsrv.store.postgresql.connections import (
-    READING,
-    UNCONFIRMED,
-    WRITING,
-    Connections,
-    failure,
-)
+from streamsrv.store.postgresql.connections import READING, WRITING, Connections, failure
 from streamsrv.store.postgresql.cursors import NOWHERE, Pair, TableCursor, WritingCursor
 from streamsrv.store.postgresql.link import Asked, PipelineLink, Row, Value
 from streamsrv.store.postgresql.tables import (
@@ -303,9 +297,7 @@ class WritingTables(TableTransaction):
         changed = [Asked(_CHANGED, [orjson.dumps(self._entries)])] if self._wrote else []
         try:
             self._ask([*changed, Asked("COMMIT")])
-            if not self._link.warned:
-                return True
-            raise psycopg.OperationalError(UNCONFIRMED)
+            return True
         except (psycopg.OperationalError, psycopg.InterfaceError):
             self._link.close()
             if not self._connections.settle(self._number, self._change_written):
