@@ -218,6 +218,19 @@ def test_a_removed_object_is_gone(bucket, writer):
         bucket.read(writer.key, 0, 10)
 
 
+def test_an_object_is_not_gone_if_the_gateway_finds_nothing(bucket, writer, monkeypatch):
+    def fail(*_):
+        raise OSError("Server returned non-2xx status code: 404 Not Found")
+
+    writer.complete([])
+    bucket.proof = "store.toml"
+    monkeypatch.setattr(obstore, "delete", fail)
+    with pytest.raises(BucketUnreachable, match=r"not even store\.toml"):
+        bucket.remove(writer.key)
+    bucket.put("store.toml", b"content")
+    bucket.remove(writer.key)
+
+
 def test_a_bucket_that_keeps_less_than_it_took(writer, monkeypatch):
     append(writer, b"x" * 100)
     monkeypatch.setattr(obstore, "head", lambda store, key: {"size": 5})

@@ -146,9 +146,12 @@ class Bucket:
             obstore.put(self._writing, key, content)
 
     def remove(self, key: str) -> None:
-        """Succeeds if there is no such object."""
-        with contextlib.suppress(SegmentGone), _translated("removing from"):
-            obstore.delete(self._writing, key)
+        """Succeeds if there is no such object. Raises BucketUnreachable, StoreError."""
+        try:
+            with _translated("removing from"):
+                obstore.delete(self._writing, key)
+        except SegmentGone:
+            self._prove()
 
 
 class ObjectUpload:
