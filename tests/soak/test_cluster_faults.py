@@ -207,13 +207,15 @@ class Site:
         return len(told)
 
     def must_be_swept(self):
-        """The bucket has the objects that the database names, and no others. A node that woke up may have
-        completed an object that was removed, so it is removed again a day later: now."""
+        """The bucket has the objects that the database names, and no others. A late request may have brought
+        an object back that was removed, so it is removed again a day later: now."""
         sql = self.databases.sql
-        for states in ("'intent', 'condemned', 'removing'", "'swept'"):
-            sql(f"UPDATE objects SET until = now() WHERE state IN ({states})")
-            named = f"SELECT count(*) FROM objects WHERE state IN ({states})"
-            waited(lambda named=named: sql(named) == "0", "the sweepers", PATIENCE)
+        sql("UPDATE objects SET until = now() WHERE state IN ('intent', 'condemned', 'removing')")
+        named = "SELECT count(*) FROM objects WHERE state NOT IN ('complete', 'swept')"
+        waited(lambda: sql(named) == "0", "the sweepers", PATIENCE)
+        again = "UPDATE objects SET until = now() WHERE state = 'swept'; "
+        named = "SELECT count(*) FROM objects WHERE state <> 'complete'"
+        waited(lambda: sql(again + named) == "0", "the sweepers, a day later", PATIENCE)
         complete = {f"soak/{key}" for key in sql("SELECT key FROM objects WHERE state = 'complete'").split()}
         there = {
             each["path"]: each["last_modified"]
