@@ -5,7 +5,7 @@ import subprocess
 import threading
 
 import pytest
-from cluster_store import KEYS, begun, flip, key_in_bucket, swept, swept_twice
+from cluster_store import KEYS, begun, flip, is_in_bucket, key_in_bucket, swept, swept_twice
 from database_server import USER, programs
 from object_world import fresh_key
 from store_world import derive, get, key_of, payload_of, put
@@ -112,6 +112,25 @@ def test_a_tombstone_stays_while_a_copy_of_before_is_there(cluster, one, lose):
     swept_twice(cluster, after)
     compact(after, False, 1 << 20)
     assert cluster.sql("SELECT count(*) FROM tombstones") == "0"
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_an_object_that_a_late_request_brought_back(cluster, one, lose, lost):
+    """Its instances stay deleted, also after a compaction that removes tombstones."""
+    put(one, *map(payload_of, KEYS[:2]))
+    _, key, content = key_in_bucket(one, KEYS[0])
+    one.delete("1.1")
+    cluster.pass_time()
+    assert swept(one) == 1
+    compact(one, False, 1 << 20)
+    one.rooms.bucket.put(key, content)
+    if lost:
+        lose()
+    cluster.end()
+    after = filled(cluster)
+    assert after.lookup("1.1") == findings(after) == []
+    swept_twice(cluster, after)
+    assert not is_in_bucket(after, 0, key)
 
 
 def test_tombstones_of_a_lost_database_stay_until_their_objects_are_gone(cluster, one, lose):
