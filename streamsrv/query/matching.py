@@ -115,14 +115,16 @@ class Glob:
 @dataclass(frozen=True, slots=True)
 class Probe:
     """The forms from `low` up to and including all that begin with `high`, if `accepts` accepts them. Each
-    contains `needle`: this test costs a tenth of `accepts`. If `caseless`, the form with its ASCII letters in
-    lower case contains it. Both tests are for whole forms: one that was cut may match."""
+    contains `needle`: this test costs a tenth of `accepts`. It contains `other`, too. If `caseless`, the form
+    with its ASCII letters in lower case contains them. These tests are for whole forms: one that was cut may
+    match."""
 
     low: bytes = b""
     high: bytes = b""
     accepts: Callable[[str], bool] | None = None
     exact: bool = False  # only `low` itself
     needle: bytes = b""
+    other: bytes = b""
     caseless: bool = False
 
     @property
@@ -213,7 +215,8 @@ class Wildcard:
 
     def probes(self) -> list[Probe]:
         start = cut(self.glob.start)
-        return [Probe(start, start, self.glob.matches, needle=_needle(self.glob.text))]
+        needle, other = _needles(self.glob.text)
+        return [Probe(start, start, self.glob.matches, needle=needle, other=other)]
 
 
 def without_case(text: str) -> str:
@@ -239,8 +242,8 @@ class Caseless:
         return self.glob.matches(without_case(form))
 
     def probes(self) -> list[Probe]:
-        needle = _needle(self.glob.text)
-        return [Probe(accepts=self._accepts, needle=needle if needle.isascii() else b"", caseless=True)]
+        needle, other = [each if each.isascii() else b"" for each in _needles(self.glob.text)]
+        return [Probe(accepts=self._accepts, needle=needle, other=other, caseless=True)]
 
 
 def _folded_case(text: str) -> str:
@@ -303,7 +306,8 @@ class Name:
         if whole.literal:
             return [_exactly(whole.text)]
         start = cut(whole.start.rstrip("^ "))
-        return [Probe(start, start, self.listed.matches, needle=_needle(whole.text))]
+        needle, other = _needles(whole.text)
+        return [Probe(start, start, self.listed.matches, needle=needle, other=other)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,9 +333,8 @@ class FuzzyName:
 
     def probes(self) -> list[Probe]:
         """The list has the whole name, if the words may be in several groups."""
-        return [
-            Probe(accepts=self._accepts, needle=max((_needle(glob.text) for glob in self.words), key=len))
-        ]
+        needle, other = _needles("*".join(glob.text for glob in self.words))
+        return [Probe(accepts=self._accepts, needle=needle, other=other)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,10 +368,12 @@ def _exactly(form: str) -> Probe:
     return Probe(cut(form), exact=True)
 
 
-def _needle(pattern: str) -> bytes:
-    """Returns the longest text that every matching form contains: between wildcards and delimiters, because
-    empty components may be missing."""
-    return max(re.split(r"[*?^\s]+", pattern), key=len).encode("utf-8", "surrogatepass")
+def _needles(pattern: str) -> tuple[bytes, bytes]:
+    """Returns the two longest texts that every matching form contains: between wildcards and delimiters,
+    because empty components may be missing."""
+    parts = sorted(re.split(r"[*?^\s]+", pattern), key=len, reverse=True)
+    needle, other = [each.encode("utf-8", "surrogatepass") for each in (*parts, "")[:2]]
+    return needle, other
 
 
 # -- from the text of a query parameter

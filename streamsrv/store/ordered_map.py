@@ -35,10 +35,11 @@ def same_server(version: int, other: int) -> bool:
 
 
 class Needle(NamedTuple):
-    """Bytes that a key must hold, with `caseless` in ASCII letters of either case. A key of `long` bytes or
-    more is always taken."""
+    """Bytes that a key must hold, with `caseless` in ASCII letters of either case. It also holds `other`,
+    which need not be looked for. A key of `long` bytes or more is always taken."""
 
     text: bytes
+    other: bytes
     caseless: bool
     long: int
 
@@ -66,6 +67,19 @@ class LocalMap:
     """The part of a map whose readers see each commit at once."""
 
     remote = False
+    handles: dict[str, Any]
+
+    def numbers(
+        self, transaction: Transaction, low: bytes, end: bytes, size: int
+    ) -> Iterator[tuple[bytes, int]]:
+        cursor = transaction.cursor(db=self.handles["attributes"])
+        more = cursor.set_range(low)
+        while more and (key := cursor.key()) <= end:
+            yield key, cursor.count()
+            more = cursor.next_nodup()
+
+    def rows_at_hand(self, name: str) -> int | None:
+        return None
 
     def removing(self) -> AbstractContextManager[Announcement | None]:
         return nullcontext()
@@ -77,6 +91,7 @@ class OrderedMap(Protocol):
     handles: dict[str, Any]
     remote: bool  # whether each transaction waits for another process
     scanned: int  # so many keys of a list are read and compared in the time of a row
+    keys_at_once: int
 
     @property
     def read_only(self) -> bool: ...
@@ -89,7 +104,8 @@ class OrderedMap(Protocol):
 
     @property
     def under_each(self) -> UnderEach | None:
-        """`under` for several beginnings in one question, in their order, if a question is a round trip."""
+        """`under` for several studies, each with a NUL, in one question, in their order, if a question is a
+        round trip."""
 
     def entries(
         self,
@@ -105,14 +121,25 @@ class OrderedMap(Protocol):
         forwards or backwards, and forwards under each key. The first `size` come at once, and the rows of
         their studies with them."""
 
-    def keys(self, transaction: Transaction, at: bytes, end: bytes, size: int, needle: Needle) -> KeysRead:
-        """The keys of lists between two. At most `size` are read."""
+    def rows_at_hand(self, name: str) -> int | None:
+        """The number of rows of a map in the version that was read last, if that is known without waiting."""
+
+    def keys(
+        self, transaction: Transaction, at: bytes, end: bytes, size: int, needle: Needle, most: int
+    ) -> KeysRead:
+        """The keys of lists between two. At most `size` are read. Their lists will be asked for, usually not
+        more than `most` entries."""
 
     def lists(
         self, transaction: Transaction, keys: Sequence[bytes], most: int, *, exact: bool
     ) -> Iterator[tuple[bytes, int, Iterable[bytes]]]:
         """Of each of these lists that exists its key, the number of its entries, and the entries. Usually not
         more than `most` are wanted: without `exact` a number above it may be too low, and have no entries."""
+
+    def numbers(
+        self, transaction: Transaction, low: bytes, end: bytes, size: int
+    ) -> Iterator[tuple[bytes, int]]:
+        """The keys of lists between two, with their numbers of entries. The first `size` come at once."""
 
     def expect_list(self, transaction: Transaction, key: bytes, most: int) -> None:
         """A cursor will ask for this list and for the rows of its studies, if it has not more than `most`

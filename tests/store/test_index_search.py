@@ -23,6 +23,7 @@ from streamsrv.query.conditions import MomentCondition, Query, path_of, query_of
 from streamsrv.store.index import lists as index_lists
 from streamsrv.store.index import ordered as index_order
 from streamsrv.store.index import walk as index_search
+from streamsrv.store.index.environment import Environment
 from streamsrv.store.index.index import Index
 from streamsrv.store.rows import InstanceKey, NewInstance
 
@@ -197,7 +198,7 @@ def test_pages_and_small_lists_change_nothing(index: Index, monkeypatch: pytest.
     monkeypatch.setattr(index_lists, "ROWS_A_BATCH", 3)
     monkeypatch.setattr(index_order, "ROWS_A_BATCH", 3)
     monkeypatch.setattr(index_lists, "FIRST_KEYS", 1)
-    monkeypatch.setattr(index_lists, "KEYS_A_BATCH", 2)
+    monkeypatch.setattr(Environment, "keys_at_once", 2)
     assert [keys_found(index, query) for query in queries] == before
 
 

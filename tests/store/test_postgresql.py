@@ -25,6 +25,7 @@ from streamsrv.query.rules import rule_of
 from streamsrv.store import DamagedRecord, Index, Store, StoreOptions
 from streamsrv.store.index.ordered import value_reader
 from streamsrv.store.postgresql import connections, migrate, open_index, transactions
+from streamsrv.store.postgresql.database import Database
 from streamsrv.store.postgresql.link import PipelineLink
 from streamsrv.store.rows import InstanceKey, Location
 
@@ -114,28 +115,37 @@ def test_the_rows_are_those_of_the_embedded_index(index, memory, seed):
 WORDS = ("Knie ÄÖ", "KNIE äö", "100%_[x]", "'quoted' $1", "膝関節", "Knee", "x" * 90)
 
 
-def test_parts_of_text_are_found_as_in_the_embedded_index(index, memory):
+@pytest.mark.parametrize("at_once", [20_000, 20])
+def test_parts_of_text_are_found_as_in_the_embedded_index(index, memory, monkeypatch, at_once):
+    """In lists whose values have one study each and in those with many, in batches that end anywhere."""
+    monkeypatch.setattr(Database, "keys_at_once", at_once)
     embedded = Index.open(memory / "index")
     embedded.add_segment()
     new = []
     for number in range(250):
         uid, text = f"1.{number}", f"{WORDS[number % len(WORDS)]} {number}"
         attributes = {"00081030": element("LO", text), "00080060": element("CS", ("CT", "MR")[number > 200])}
+        attributes["00200010"] = element("SH", f"{'abc'[number // 100]}{number // 20 * 20 % 140}")
         new.append(new_instance((uid, f"{uid}.1", f"{uid}.1.1"), number, attributes))
     for each in (embedded, index):
         each.commit(new, segment=1, committed_end=1)
     parts = [part for word in WORDS for part in (f"*{word[1:4]}*", f"*{word[-3:]} 1*")]
-    wanted = [{"StudyDescription": part} for part in (*parts, "*KNIE*", "*q?o*", "*Ä*", "*$*")]
+    parts += ["*KNIE*", "*q?o*", "*Ä*", "*$*", "*K*N*", "*n*i*e*9*"]
+    wanted = [{"StudyDescription": part} for part in parts]
     wanted += [
         {"Modality": "*T*"},
         {"Modality": "*r*"},
         {"ModalitiesInStudy": "M*", "StudyDescription": "*n*"},
     ]
-    for each in wanted:
-        for caseless in (False, True):
-            query = query_of(Level.STUDY, None, None, list(each.items()), MatchingOptions(caseless=caseless))
-            for asked in (query, query.page(3, NEWEST, None)):
-                assert hits_of(index, asked) == hits_of(embedded, asked), each
+    wanted += [{"StudyID": part} for part in ("*0", "*2*", "b*", "*c8*", "?1*")]
+    rule = rule_of(["ModalitiesInStudy=MR"])
+    for ours, theirs in ((index, embedded), (index.restricted(rule), embedded.restricted(rule))):
+        for each in wanted:
+            for caseless in (False, True):
+                options = MatchingOptions(caseless=caseless)
+                query = query_of(Level.STUDY, None, None, list(each.items()), options)
+                for asked in (query, query.page(3, NEWEST, None)):
+                    assert hits_of(ours, asked) == hits_of(theirs, asked), each
     assert hits_of(index, query_of(Level.STUDY, None, None, [("StudyDescription", "*ÄÖ 7*")]))
     embedded.close()
 
@@ -190,13 +200,13 @@ def test_no_round_trip_for_each_instance(index, monkeypatch):
 
 SEARCHES = [
     (Level.STUDY, {}, 1),
-    (Level.STUDY, {"PatientID": "P7"}, 3),
-    (Level.STUDY, {"StudyDate": "20200101-20200131"}, 2),
-    (Level.STUDY, {"PatientName": "*ame^7*"}, 10),
+    (Level.STUDY, {"PatientID": "P7"}, 2),
+    (Level.STUDY, {"StudyDate": "20200101-20200131"}, 1),
+    (Level.STUDY, {"PatientName": "*ame^7*"}, 4),
     (Level.SERIES, {"StudyInstanceUID": "1.7"}, 2),
-    (Level.SERIES, {}, 4),
-    (Level.SERIES, {"PatientName": "Name^5*"}, 8),
-    (Level.SERIES, {"Modality": "CT"}, 5),  # the series of all studies: no list helps
+    (Level.SERIES, {}, 2),
+    (Level.SERIES, {"PatientName": "Name^5*"}, 3),
+    (Level.SERIES, {"Modality": "CT"}, 3),  # the series of all studies: no list helps
     (Level.INSTANCE, {"StudyInstanceUID": "1.7"}, 3),
 ]
 
@@ -211,7 +221,7 @@ def test_a_search_takes_few_round_trips(index, monkeypatch):
 
         assert round_trips(monkeypatch, search) <= most, wanted
     query = query_of(Level.SERIES, None, None, [("Modality", "CT")])
-    assert round_trips(monkeypatch, lambda: index.total(query, 100)) <= 2
+    assert round_trips(monkeypatch, lambda: index.total(query, 100)) == 1
     assert index.total(query, 100) == 600
 
 

@@ -32,7 +32,7 @@ def accepted_by(probe: Probe, key: bytes) -> bool:
     text = key.lower() if probe.caseless else key
     if len(key) >= NORMAL_BYTES - 3:  # a form that may have been cut
         return inside
-    inside = inside and probe.needle in text
+    inside = inside and probe.needle in text and probe.other in text
     return inside and (probe.accepts is None or bool(probe.accepts(key.decode())))
 
 
@@ -261,17 +261,17 @@ def test_lists_of_uids_are_probed_one_by_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("vr", "asked", "needle"),
+    ("vr", "asked", "needle", "other"),
     [
-        ("LO", "*sawi*", b"sawi"),
-        ("LO", "a*bcd?ef*", b"bcd"),
-        ("PN", "*Doe^*", b"doe"),
-        ("PN", "Doe^*^M\u00fcller*", b"muller"),
-        ("PN", "* ^?*x", b"x"),
+        ("LO", "*sawi*", b"sawi", b""),
+        ("LO", "a*bcd?ef*", b"bcd", b"ef"),
+        ("PN", "*Doe^*", b"doe", b""),
+        ("PN", "Doe^*^M\u00fcller*", b"muller", b"doe"),
+        ("PN", "* ^?*x", b"x", b""),
     ],
 )
-def test_what_every_match_must_hold(vr: str, asked: str, needle: bytes) -> None:
+def test_what_every_match_must_hold(vr: str, asked: str, needle: bytes, other: bytes) -> None:
     (probe,) = matcher_of("x", vr, asked).probes()
-    assert probe.needle == needle
+    assert (probe.needle, probe.other) == (needle, other)
     (fuzzy,) = matcher_of("x", "PN", "M\u00dcll Jo", FUZZY).probes()
-    assert fuzzy.needle == b"mull"
+    assert (fuzzy.needle, fuzzy.other) == (b"mull", b"jo")

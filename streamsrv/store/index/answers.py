@@ -222,32 +222,47 @@ def level_attributes(row: LevelRow) -> JsonDataset:
 
 def reader_of(level: Level, tags: Iterable[str]) -> Callable[[LevelRow], JsonDataset]:
     """Like `level_attributes`, but for these attributes alone, which takes a quarter of the time."""
-    return _reader_of(level, frozenset(tags))
+    text_of = texts_of(level, tags)
+    return lambda row: json_object(text_of(row))
+
+
+def texts_of(level: Level, tags: Iterable[str]) -> Callable[[LevelRow], bytes]:
+    """Finds these attributes in the row of a study or series, and perhaps others: a JSON object."""
+    return _texts_of(level, frozenset(tags))
+
+
+def _whole_text(row: LevelRow) -> bytes:
+    answer = row.answer.translate(None, _CONTROLS)
+    return answer[:-1] + b"," + row.more[1:] if row.more else answer
 
 
 @functools.lru_cache(maxsize=256)
-def _reader_of(level: Level, wanted: frozenset[str]) -> Callable[[LevelRow], JsonDataset]:
+def _texts_of(level: Level, wanted: frozenset[str]) -> Callable[[LevelRow], bytes]:
     if not wanted or not wanted.isdisjoint(_OF_ITEMS):  # items hold members of their own
-        return level_attributes
+        return _whole_text
     # A member ends before the next one, or at the end of the object: quotes in strings are escaped.
     names = "|".join(sorted(wanted)).encode()
     member = re.compile(rb'"(?:%b)":\{.*?\}(?=,"[0-9A-F]{8}":|\}\Z)' % names)
 
-    def read(*texts: bytes) -> JsonDataset:
-        found = b",".join([each for text in texts for each in member.findall(text)])
-        return json_object(b"{" + found.translate(None, _CONTROLS) + b"}")
+    def read(text: bytes) -> bytes:
+        return b"{" + b",".join(member.findall(text)).translate(None, _CONTROLS) + b"}"
 
     asked = {tag in _ASKED[level] for tag in wanted}
     if asked == {True}:
         return lambda row: read(row.more)
     if asked == {False}:
         return lambda row: read(row.answer)
-    return lambda row: read(row.answer, row.more)
+    return lambda row: read(_whole_text(row))
 
 
 def instance_attributes(value: bytes) -> JsonDataset:
     """All attributes in the row of an instance."""
-    return json_object(expand(instance_answer(value)).translate(None, _CONTROLS))
+    return json_object(instance_json(value))
+
+
+def instance_json(value: bytes) -> bytes:
+    """The same as a JSON object."""
+    return expand(instance_answer(value)).translate(None, _CONTROLS)
 
 
 def dataset_attributes(level: Level, row: LevelRow) -> JsonDataset:

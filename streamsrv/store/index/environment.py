@@ -132,7 +132,7 @@ class ReadTransaction:
 class Environment(LocalMap):
     """The open index folder. `handles` maps the name of a database to its LMDB handle."""
 
-    scanned = 8
+    scanned, keys_at_once = 8, 5_000
     under_each = None
 
     def __init__(self, folder: Path, *, read_only: bool, store: bytes = b"") -> None:
@@ -311,7 +311,9 @@ class Environment(LocalMap):
                 yield key, study
             there = cursor.prev_nodup() and cursor.first_dup()
 
-    def keys(self, transaction: Transaction, at: bytes, end: bytes, size: int, needle: Needle) -> KeysRead:
+    def keys(
+        self, transaction: Transaction, at: bytes, end: bytes, size: int, needle: Needle, most: int
+    ) -> KeysRead:
         cursor = transaction.cursor(db=self.handles["attributes"])
         following = cursor.iternext_nodup(keys=True, values=False) if cursor.set_range(at) else iter(())
         found = list(islice(following, size))

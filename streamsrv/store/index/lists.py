@@ -16,6 +16,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from functools import partial
+from operator import itemgetter
 from typing import Protocol
 
 from streamsrv.query.attributes import ORDERING, Level, term_prefix
@@ -27,8 +28,7 @@ from streamsrv.store.index.rows import LevelRow, apart, together
 from streamsrv.store.ordered_map import Cursor, Needle, OrderedMap, Transaction
 
 ROWS_A_BATCH = 500
-FIRST_KEYS = 64  # in the first batch, because most ranges are short
-KEYS_A_BATCH = 5_000
+FIRST_KEYS = 64  # in the first batch, because most ranges are short.
 MOST_COUNTED = 1_000  # entries under one value that are looked at to count visible ones
 # Behind all keys that begin with the same text: forms are UTF-8, which never holds this byte.
 END = b"\xff"
@@ -103,6 +103,9 @@ class Lists:
         return found
 
     def studies(self) -> int:
+        """Their number, as it is or was just before."""
+        if (known := self._environment.rows_at_hand("studies")) is not None:
+            return known
         with self._environment.reading("counting studies") as transaction:
             count: int = transaction.stat(self._handles["studies"])["entries"]
         return count
@@ -124,15 +127,13 @@ class Lists:
         with self._environment.reading("counting entries") as transaction:
             cursor = transaction.cursor(db=self._handles["attributes"])
 
-            def between(low: bytes, end: bytes) -> Iterator[bytes]:
-                walked = transaction.cursor(db=self._handles["attributes"])
-                return iter((low,)) if probe.exact else _keys_between(walked, low, end)
-
-            keys = between(low, end)
+            numbers = partial(self._environment.numbers, transaction, size=most + 1)
+            found = numbers(low, end)
             if self._view is not None:
-                keys = heapq.merge(keys, map(together, between(apart(low), apart(end))))
-            for key, _ in itertools.groupby(keys):
-                count = cursor.count() if cursor.set_key(key) else 0
+                others = ((together(key), 0) for key, _ in numbers(apart(low), apart(end)))
+                found = heapq.merge(found, others)
+            for key, several in itertools.groupby(found, itemgetter(0)):
+                count = sum([number for _, number in several])
                 if self._few is not None and row.tag == ORDERING:
                     count = self._few.on_date(key, count)
                 elif self._view is not None:
@@ -171,50 +172,59 @@ class Lists:
         start, found = term_prefix(condition.row), set[str]()
         starts = (start,) if self._view is None else (start, apart(start))
         for probe, begin in itertools.product(condition.probes(), starts):
-            for keys in [[begin + probe.low]] if probe.exact else self._keys(begin, probe):
-                if not self._take(keys, condition.row.level, found, most):
-                    return None
+            if not self._probe(probe, begin, condition.row.level, found, most):
+                return None
         return found
 
-    def _take(self, keys: list[bytes], level: Level, found: set[str], most: int) -> bool:
+    def _probe(self, probe: Probe, start: bytes, level: Level, found: set[str], most: int) -> bool:
+        """Collect the studies under the keys that the probe accepts; False if they are too many."""
+        if probe.exact:
+            with self._environment.reading("reading a list of studies") as transaction:
+                return self._take(transaction, [start + probe.low], level, found, most)
+        at, end = start + probe.low, start + probe.high + END
+        usual = self._environment.keys_at_once
+        size = usual if probe.scans or self._environment.remote else FIRST_KEYS
+        # A form that may have been cut: a character has at most four bytes.
+        needle = Needle(probe.needle, probe.other, probe.caseless, len(start) + NORMAL_BYTES - 3)
+        more = True
+        while more:
+            size = min(size, self._budget.portion(size) * 8)
+            with self._environment.reading("searching a list of values") as transaction:
+                read = self._environment.keys(transaction, at, end, size, needle, most)
+                if not self._spend(read.number // 8):
+                    return True
+                keys = _accepted(read.keys, probe, needle)
+                if not self._take(transaction, keys, level, found, most):
+                    return False
+            more, at = bool(read.last), read.last + b"\0"
+            size = usual if read.number >= size else 2 * read.number  # many keys hold the needle
+        return True
+
+    def _take(
+        self, transaction: Transaction, keys: list[bytes], level: Level, found: set[str], most: int
+    ) -> bool:
         """Collect the studies under these keys; False if they are too many."""
-        with self._environment.reading("reading a list of studies") as transaction:
-            exact = self._few is not None
-            for key, count, entries in self._environment.lists(transaction, keys, most, exact=exact):
-                if self._few is not None:
-                    if len(found) + self._few.least(key, count) > most:
-                        return False
-                    if not self._budget.spend(hidden=count // 8):
-                        return False
-                    visible = self._visible(transaction, list(entries), key, level)
-                    count = len(visible)
-                    if count > most:
-                        self._few.note(key, len(set(visible)))
-                if len(found) + count > most:
+        exact = self._few is not None
+        for key, count, entries in self._environment.lists(transaction, keys, most, exact=exact):
+            if self._few is not None:
+                if len(found) + self._few.least(key, count) > most:
                     return False
-                if not self._budget.spend(rows=count // 8):
+                if not self._budget.spend(hidden=count // 8):
                     return False
-                found.update(_STUDIES[level](entries) if self._few is None else visible)
+                visible = self._visible(transaction, list(entries), key, level)
+                count = len(visible)
+                if count > most:
+                    self._few.note(key, len(set(visible)))
+            if len(found) + count > most:
+                return False
+            if not self._budget.spend(rows=count // 8):
+                return False
+            found.update(_STUDIES[level](entries) if self._few is None else visible)
         return self._spend(1 + len(keys) // 8)
 
     def _spend(self, rows: int) -> bool:
         """For reading keys of a list, visible or not."""
         return self._budget.spend(rows=rows) if self._view is None else self._budget.spend(hidden=rows)
-
-    def _keys(self, start: bytes, probe: Probe) -> Iterator[list[bytes]]:
-        """The keys that the probe accepts, in batches."""
-        at, end, size = start + probe.low, start + probe.high + END, FIRST_KEYS
-        # A form that may have been cut: a character has at most four bytes.
-        needle = Needle(probe.needle, probe.caseless, len(start) + NORMAL_BYTES - 3)
-        more = True
-        while more:
-            size = min(size, self._budget.portion(size) * 8)
-            with self._environment.reading("searching a list of values") as transaction:
-                read = self._environment.keys(transaction, at, end, size, needle)
-            more, at, size = bool(read.last), read.last + b"\0", KEYS_A_BATCH
-            if not self._spend(read.number // 8):
-                return
-            yield _accepted(read.keys, probe, needle)
 
     def rows(self, studies: list[str]) -> Iterator[tuple[str, LevelRow]]:
         for first in range(0, len(studies), ROWS_A_BATCH):
@@ -228,13 +238,6 @@ class Lists:
                     seen = ((study, view.row(transaction, study.decode(), value)) for study, value in rows)
                     rows = [(study, value) for study, value in seen if value is not None]
             yield from ((study.decode(), LevelRow.unpack(value)) for study, value in rows)
-
-
-def _keys_between(cursor: Cursor, low: bytes, end: bytes) -> Iterator[bytes]:
-    more = cursor.set_range(low) and cursor.key() <= end
-    while more:
-        yield cursor.key()
-        more = cursor.next_nodup() and cursor.key() <= end
 
 
 def _accepted(keys: list[bytes], probe: Probe, needle: Needle) -> list[bytes]:

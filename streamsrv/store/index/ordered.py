@@ -140,6 +140,9 @@ class OrderedStudies:
                 if study in rows
             )
             place = (entries[-1][0], entries[-1][1] + b"\0") if more else None
+            if more and self._budget.optional and self._environment.remote:
+                self._budget.spend(rows=self._budget.rows + 1)  # a round trip costs more than it allows
+                return
 
     def _visible(
         self, view: View, low: bytes, high: bytes, place: Place | None, *, descending: bool

@@ -17,16 +17,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from streamsrv.dicom.instance import JsonDataset
 from streamsrv.query.attributes import ORDERING, Level, Position
 from streamsrv.query.budget import Budget, Parsing
 from streamsrv.query.conditions import Condition, Query
-from streamsrv.store.index.answers import instance_attributes, reader_of
+from streamsrv.store.index.answers import instance_json, texts_of
 from streamsrv.store.index.few_studies import FewStudies
 from streamsrv.store.index.levels import StudyPart
 from streamsrv.store.index.lists import Lists
@@ -39,14 +38,16 @@ from streamsrv.store.index.ordered import (
     batch_sizes,
     value_reader,
 )
-from streamsrv.store.index.rows import LevelRow, prefix, serial_of
+from streamsrv.store.index.rows import LevelRow, json_object, prefix, serial_of
 from streamsrv.store.index.visibility import Visibility
 from streamsrv.store.ordered_map import OrderedMap, Pair, Transaction, UnderEach
 
 FEW = 200  # a list of at most so many is used at once
 CANDIDATES = 5_000  # a longer list is not used: reading in order is as fast
 GUESSED = 8  # So many times the wanted rows are read before a list that must be scanned, at most.
-TOGETHER, MOST_TOGETHER, LONG = 32, 128, 64  # studies at first and later, and series of each
+TOGETHER, LONG = 128, 64  # studies at most whose series are read together, and series of each.
+AHEAD = 20  # studies that a remote index reads behind the wanted ones, for the caller to count.
+REMEMBERED = 16  # values that a search has compared: often all are equal.
 LEVELS = tuple(Level)  # iterating an enumeration takes a microsecond
 
 
@@ -80,7 +81,9 @@ class Search:
         self._budget = budget
         self._view = view
         self._lists = Lists(environment, budget, view)
-        self._ordered = OrderedStudies(environment, budget, query.order, query.wanted, view)
+        certain = not query.conditions or (len(query.conditions) == 1 and query.conditions[0].certain)
+        ahead = AHEAD if environment.remote and not certain else 0
+        self._ordered = OrderedStudies(environment, budget, query.order, query.wanted + ahead, view)
         self._value = value_reader(query.order)
         self._conditions: dict[Level, list[Condition]] = {level: [] for level in LEVELS}
         on_metadata: list[Condition] = []
@@ -88,17 +91,20 @@ class Search:
             known = self._conditions[condition.row.level] if condition.row else on_metadata
             known.append(condition)
         self._metadata = SearchedMetadata(environment, budget, parsing or Parsing(), on_metadata)
-        self._read = {level: self._reader(level) for level in LEVELS if self._conditions[level]}
+        self._texts = {level: self._texts_of(level) for level in LEVELS if self._conditions[level]}
+        self._decided: dict[Level, dict[bytes, bool]] = {level: {} for level in self._texts}
         at_instances = self._conditions[Level.INSTANCE] or on_metadata
         instances = bool(at_instances or Level.INSTANCE in query.uids)
         series = bool(instances or self._conditions[Level.SERIES] or Level.SERIES in query.uids)
         # The deepest level of conditions and target.
         reach = Level.INSTANCE if instances else Level.SERIES if series else Level.STUDY
         self._depth = max(reach, query.level)
-        self._series_read: dict[bytes, list[tuple[bytes, bytes]]] = {}  # of the studies that come next
+        self._series_read: dict[str, list[Pair]] = {}  # of the studies that come next
 
     def hits(self) -> Iterator[Hit]:
         for study, row in self._with_series(self._studies()):
+            if self._budget.spent:
+                return
             if self._accepts(Level.STUDY, row):
                 hit = Hit(study, row)
                 if self._depth > Level.STUDY:
@@ -126,11 +132,11 @@ class Search:
 
     # -- deciding
 
-    def _reader(self, level: Level) -> Callable[[Any], JsonDataset]:
-        """Reads the attributes of a row that the conditions at its level need."""
+    def _texts_of(self, level: Level) -> Callable[[Any], bytes]:
+        """Finds the attributes of a row that the conditions at its level need, as a JSON object."""
         if level is Level.INSTANCE:
-            return instance_attributes
-        return reader_of(level, (tag for condition in self._conditions[level] for tag in condition.tags))
+            return instance_json
+        return texts_of(level, (tag for condition in self._conditions[level] for tag in condition.tags))
 
     def _accepts(self, level: Level, row: Any) -> bool:
         conditions = self._conditions[level]
@@ -138,8 +144,15 @@ class Search:
             return True
         if self._budget.optional and not self._budget.spend(rows=1):  # the rows may have been read before
             return False
-        found = self._read[level](row)
-        return all(condition.accepts(found) for condition in conditions)
+        text = self._texts[level](row)
+        known = self._decided[level]
+        accepted = known.get(text)
+        if accepted is None:
+            found = json_object(text)
+            accepted = all(condition.accepts(found) for condition in conditions)
+            if len(known) < REMEMBERED:
+                known[text] = accepted
+        return accepted
 
     # -- studies
 
@@ -269,21 +282,38 @@ class Search:
         return self._read_together(each, studies)
 
     def _read_together(self, each: UnderEach, studies: Iterator[StudyRow]) -> Iterator[StudyRow]:
-        sizes = _read_sizes(self._query.wanted)
-        while some := list(itertools.islice(studies, next(sizes))):
-            starts = [prefix(study) for study, row in some if self._accepts(Level.STUDY, row)]
+        usual = min(self._query.wanted, TOGETHER)
+        while some := list(self._with_wanted_series(itertools.islice(studies, usual))):
+            usual = TOGETHER
+            named = [study for study, row in some if self._accepts(Level.STUDY, row)]
             with self._environment.reading("reading series") as transaction:
-                found = each(transaction, "series", starts, LONG) if len(starts) > 1 else []
+                found = each(transaction, "series", list(map(prefix, named)), LONG) if len(named) > 1 else []
             self._series_read = {
-                start: rows for start, rows in zip(starts, found, strict=False) if len(rows) < LONG
+                study: rows for study, rows in zip(named, found, strict=False) if len(rows) < LONG
             }
             yield from some
 
+    def _with_wanted_series(self, studies: Iterator[StudyRow]) -> Iterator[StudyRow]:
+        """The next ones, until they have the wanted series. Conditions below may accept the half of them."""
+        chosen = self._conditions[Level.SERIES] or self._depth > self._query.level
+        series, most = 0, self._query.wanted * (2 if chosen else 1)
+        for study, row in studies:
+            yield study, row
+            series += row.series
+            if series >= most:
+                return
+
     def _series_rows(self, study: str) -> Iterator[tuple[str, LevelRow]]:
-        only = _allowed(self._query.series, self._query.uids.get(Level.SERIES))
-        start = prefix(study)
-        for key, value in self._under("series", start, only, self._behind(Level.SERIES, start)):
-            yield key[len(study) + 1 :].decode(), LevelRow.unpack(value)
+        begin, after = len(study) + 1, self._query.after
+        rows: Iterable[Pair] | None = self._series_read.get(study)
+        if rows is None or (after is not None and after.study == study):
+            only = _allowed(self._query.series, self._query.uids.get(Level.SERIES))
+            start = prefix(study)
+            rows = self._under("series", start, only, self._behind(Level.SERIES, start))
+        elif self._budget.spent or not self._budget.spend(rows=len(self._series_read[study])):
+            return
+        for key, value in rows:
+            yield key[begin:].decode(), LevelRow.unpack(value)
 
     def _instance_rows(self, study: str, series: str) -> Iterator[tuple[str, bytes]]:
         start = prefix(study, series)
@@ -306,11 +336,6 @@ class Search:
     ) -> Iterator[tuple[bytes, bytes]]:
         """The rows whose keys begin with `start`, from `first` on; with `only`, the named ones."""
         if self._budget.spent:
-            return
-        if name == "series" and (series := self._series_read.get(start)) is not None:
-            series = [row for row in series if row[0] >= first]
-            if self._budget.spend(rows=len(series)):
-                yield from series
             return
         if only is not None:
             keys = [key for key in (start + uid.encode() for uid in sorted(only)) if key >= first]
@@ -346,14 +371,6 @@ class Search:
     def _sees(self, transaction: Transaction, start: bytes) -> StudyPart | bool:
         """The visible part of the study of these keys, or whether it is visible, in this version."""
         return self._view is None or self._view.sees(transaction, start.partition(b"\0")[0].decode())
-
-
-def _read_sizes(wanted: int) -> Iterator[int]:
-    """Few at first, because a study may have all wanted series; then the studies that the walk has read."""
-    yield min(TOGETHER, wanted)
-    if wanted > TOGETHER:
-        yield min(MOST_TOGETHER, wanted - TOGETHER)
-    yield from itertools.repeat(MOST_TOGETHER)
 
 
 def _scans(condition: Condition) -> bool:

@@ -138,6 +138,7 @@ class Connections:
         self._closed = False
         self._refused = ""  # the text of the last refusal, until a connection is there
         self.failures = 0  # connections that failed: the database may be another one since
+        self.counted: dict[str, int] = {}  # the rows of each table, as the last reader has found them
         self._servers: dict[str, int] = {}  # when a server was started -> its number in this process
         self._numbering = threading.Lock()
 

@@ -24,7 +24,7 @@ class Database:
     """An open database. Thread-safe."""
 
     remote = True
-    scanned = 64
+    scanned, keys_at_once = 200, 20_000
 
     def __init__(self, connections: Connections, *, read_only: bool, store: str) -> None:
         """Raises StoreError as `schema.prepare` does."""
@@ -67,13 +67,23 @@ class Database:
     ) -> list[list[tuple[bytes, bytes]]]:
         return transaction.under_each(TABLES[name], starts, size)
 
-    def keys(self, transaction: ReadingTables, at: bytes, end: bytes, size: int, needle: Needle) -> KeysRead:
-        return transaction.keys(at, end, size, needle)
+    def rows_at_hand(self, name: str) -> int | None:
+        return self._connections.counted.get(name)
+
+    def keys(
+        self, transaction: ReadingTables, at: bytes, end: bytes, size: int, needle: Needle, most: int
+    ) -> KeysRead:
+        return transaction.keys(at, end, size, needle, most)
 
     def lists(
         self, transaction: ReadingTables, keys: Sequence[bytes], most: int, *, exact: bool
     ) -> Iterator[tuple[bytes, int, Iterable[bytes]]]:
         return transaction.lists(keys, most, exact=exact)
+
+    def numbers(
+        self, transaction: ReadingTables, low: bytes, end: bytes, size: int
+    ) -> Iterator[tuple[bytes, int]]:
+        return transaction.numbers(low, end, size)
 
     def expect_list(self, transaction: ReadingTables, key: bytes, most: int) -> None:
         transaction.expect_list(key, most)

@@ -20,6 +20,8 @@ from streamsrv.store.postgresql.link import Value
 
 PARTITIONS = 8
 _LONGEST_ROW = 8160  # bytes of a row that stays in its page
+# After so many new rows autovacuum marks their pages, so that searches read the index alone.
+_VACUUMED = "autovacuum_vacuum_insert_scale_factor = 0.01"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,10 @@ class Table:
             f"{study}, PRIMARY KEY ({self.conflict})"
         )
         if not self.by_study:
-            return [f"CREATE TABLE {self.name} ({columns}) WITH (toast_tuple_target = {_LONGEST_ROW})"]
+            vacuumed = f", {_VACUUMED}" if self.several else ""
+            return [
+                f"CREATE TABLE {self.name} ({columns}) WITH (toast_tuple_target = {_LONGEST_ROW}{vacuumed})"
+            ]
         return [
             f"CREATE TABLE {self.name} ({columns}) PARTITION BY HASH (study)",
             *(
@@ -120,13 +125,12 @@ class Table:
 
     @property
     def ranged_each(self) -> str:
-        """As `ranged` with one range of each of these studies, with its number."""
+        """As `ranged` with one range of each of these studies, in no order."""
         return (
-            "SELECT given.number, found.key, found.value "
-            "FROM unnest($1::bytea[], $2::bytea[], $3::integer[]) WITH ORDINALITY "
-            f"AS given(low, high, study, number), LATERAL (SELECT key, value FROM {self.name} "
+            "SELECT found.key, found.value FROM unnest($1::bytea[], $2::bytea[], $3::integer[]) "
+            f"AS given(low, high, study), LATERAL (SELECT key, value FROM {self.name} "
             "WHERE key >= given.low AND key < given.high AND study = given.study "
-            "ORDER BY key LIMIT $4) AS found ORDER BY given.number, found.key"
+            "ORDER BY key LIMIT $4) AS found"
         )
 
     @property
@@ -201,21 +205,28 @@ WALKED = {
 # and no entry, holds it.
 BETWEEN = b"\xff" * 6
 _BETWEEN = f"'\\x{BETWEEN.hex()}'::bytea"
-_HOLDING = {
-    False: "position($4 IN key) > 0",
-    True: "position($4 IN lower(encode(key, 'escape') COLLATE \"C\")) > 0",
-}
-# Of so many entries the keys that hold a needle, caseless or not, joined; the number of entries, and the
-# number and the last of all keys.
-KEYS = {
+_COMPARED = {False: "key", True: "lower(encode(key, 'escape') COLLATE \"C\")"}
+_RANGE = "FROM attributes WHERE key >= $1 AND key <= $2 ORDER BY key"
+# $3 entries are read, or $7 if the first keys have many each: where one key has all of MANY entries, it takes
+# less to step from key to key.
+MANY = 16
+_BATCH = (
+    f"SELECT CASE WHEN (SELECT key {_RANGE} LIMIT 1) = (SELECT key {_RANGE} OFFSET {MANY - 1} LIMIT 1) "
+    "THEN least($3, $7) ELSE $3 END AS size"
+)
+# Of these the first $7 whose keys hold $4 and $5, caseless or not, joined, and the number of all such ones;
+# the number of entries that were read, and that of those to read; the last key if all were there.
+FOUND = {
     caseless: (
-        f"SELECT string_agg(key, {_BETWEEN}) FILTER (WHERE {holding} OR length(key) >= $5), "
-        "coalesce(sum(entries), 0)::bigint, count(*), (array_agg(key))[count(*)] FROM "
-        "(SELECT key, count(*) AS entries FROM "
-        "(SELECT key FROM attributes WHERE key >= $1 AND key <= $2 ORDER BY key LIMIT $3) e "
-        "GROUP BY key ORDER BY key) k"
+        f"WITH batch AS MATERIALIZED ({_BATCH}) SELECT "
+        f"(SELECT string_agg(each, {_BETWEEN}) FROM unnest(f.held[1:$7]) each), "
+        "coalesce(array_length(f.held, 1), 0), f.number, b.size, "
+        f"CASE WHEN f.number = b.size THEN (SELECT key {_RANGE} OFFSET b.size - 1 LIMIT 1) END FROM batch b, "
+        f"(SELECT array_agg(key || {_BETWEEN} || value) FILTER (WHERE position($4 IN {compared}) > 0 AND "
+        f"position($5 IN {compared}) > 0 OR length(key) >= $6) AS held, count(*) AS number FROM "
+        f"(SELECT key, value {_RANGE}, value LIMIT (SELECT size FROM batch)) e) f"
     )
-    for caseless, holding in _HOLDING.items()
+    for caseless, compared in _COMPARED.items()
 }
 
 
@@ -233,6 +244,15 @@ DISTINCT = (
     "SELECT (SELECT a.key FROM attributes a WHERE a.key > step.key ORDER BY a.key LIMIT 1) FROM step "
     "WHERE step.key <= $2) SELECT key FROM step WHERE key <= $2 LIMIT $3"
 )
+# One list, joined, if it has at most $2 entries, and whether it has more.
+SHORT_LIST = (
+    "WITH longer AS MATERIALIZED (SELECT count(*) AS further FROM "
+    "(SELECT value FROM attributes WHERE key = $1 ORDER BY value OFFSET $2 LIMIT 1) e) "
+    f"SELECT (SELECT string_agg(value, {_BETWEEN}) FROM "
+    "(SELECT value FROM attributes WHERE key = $1 ORDER BY value LIMIT $2 * (1 - further)) e), "
+    "further FROM longer"
+)
+NUMBERS = f"SELECT key, (SELECT count(*) FROM attributes a WHERE a.key = d.key) FROM ({DISTINCT}) d"
 # The keys and entries of several lists, joined, and their number; and one list with the rows of its studies.
 LISTS = (
     f"SELECT string_agg(l.key || {_BETWEEN} || l.value, {_BETWEEN}), count(*) FROM "

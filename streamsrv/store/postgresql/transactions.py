@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, takewhile
 from operator import itemgetter
 from typing import cast
 
@@ -32,9 +32,12 @@ from streamsrv.store.postgresql.tables import (
     BETWEEN,
     CHANGES,
     DISTINCT,
-    KEYS,
+    FOUND,
     LISTED,
     LISTS,
+    MANY,
+    NUMBERS,
+    SHORT_LIST,
     STUDIES,
     TABLES,
     WALKED,
@@ -54,7 +57,6 @@ _WRITE = [
 _CHANGED = "UPDATE head SET version = version + 1, entries = convert_from($1::bytea, 'UTF8')::jsonb"
 # Entries that a walk reads at once, at most.
 _WALKED_AT_ONCE = 501
-MANY = 16  # entries of a key, from which on it takes less to step from key to key
 
 
 class TableTransaction(ABC):
@@ -106,8 +108,9 @@ class ReadingTables(TableTransaction):
     def __init__(self, connections: Connections, doing: str) -> None:
         super().__init__(connections, doing)
         self._version = -1
-        self._entries = ""
+        self._entries: dict[str, int] = {}
         self._lists: dict[bytes, list[Pair]] = {}
+        self._begun: dict[bytes, int] = {}  # lists that have so many entries at least
 
     def __enter__(self) -> ReadingTables:
         return self
@@ -120,7 +123,8 @@ class ReadingTables(TableTransaction):
 
     def _begin(self, asked: Sequence[Asked]) -> list[list[Row]]:
         self._link, answers = self._connections.begun([*_READ, *asked], READING)
-        ((version, self._entries),) = answers[1]
+        ((version, entries),) = answers[1]
+        self._entries = self._connections.counted = orjson.loads(entries)
         self._version = self._link.numbered(version)
         return answers
 
@@ -131,7 +135,7 @@ class ReadingTables(TableTransaction):
 
     def stat(self, table: Table) -> dict[str, int]:
         self.id()
-        return {"entries": orjson.loads(self._entries).get(table.name, 0)}
+        return {"entries": self._entries.get(table.name, 0)}
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         link, self._link = self._link, None
@@ -158,34 +162,63 @@ class ReadingTables(TableTransaction):
         return self.ask(table.ranged(pruned=pruned), values)
 
     def under_each(self, table: Table, starts: Sequence[bytes], size: int) -> list[list[Pair]]:
-        """The rows that `under` finds for each beginning, which holds a study."""
-        found: list[list[Pair]] = [[] for _ in starts]
+        """The rows that `under` finds for each beginning, which is a study and NUL."""
+        found: dict[bytes, list[Pair]] = {start: [] for start in starts}
         ends = [behind(start) for start in starts]
-        for number, key, value in self.ask(
-            table.ranged_each, [list(starts), ends, table.studies(starts), size]
-        ):
-            found[number - 1].append((key, value))
-        return found
+        for row in self.ask(table.ranged_each, [list(starts), ends, table.studies(starts), size]):
+            found[row[0][: row[0].index(b"\0") + 1]].append(row)
+        return [sorted(rows) for rows in found.values()]
 
-    def keys(self, at: bytes, end: bytes, size: int, needle: Needle) -> KeysRead:
-        """The keys of lists between two keys that hold the needle. At most `size` keys are read."""
-        text: bytes | str = escaped(needle.text) if needle.caseless else needle.text
-        values: list[Value] = [at, end, size, text, needle.long]
-        ((joined, entries, number, last),) = self.ask(KEYS[needle.caseless], values)
-        found = joined.split(BETWEEN) if joined else []
-        if entries == size and number * MANY < size:
-            further = [key for (key,) in self.ask(DISTINCT, [last + b"\0", end, size - number])]
-            whole = len(further) == size - number
-            return KeysRead(found + further, number + len(further), further[-1] if whole else b"")
-        return KeysRead(found, number, last if entries == size else b"")
+    def keys(self, at: bytes, end: bytes, size: int, needle: Needle, most: int) -> KeysRead:
+        """The keys of lists between two keys that hold the needle, and the entries of their lists. At most
+        `size` entries are read."""
+        size = size if needle.text else min(size, most + 1)
+        texts: list[Value] = [needle.text, needle.other]
+        if needle.caseless:
+            texts = [escaped(needle.text), escaped(needle.other)]
+        values: list[Value] = [at, end, size, *texts, needle.long, most + 1]
+        ((joined, held, number, limit, last),) = self.ask(FOUND[needle.caseless], values)
+        pairs = joined.split(BETWEEN) if held else []
+        found = {key: [(key, each) for each in entries] for key, entries in _grouped(pairs)}
+        keys = list(found)
+        if held > most:  # those behind are left out
+            last, number = keys[-1], number * (most + 1) // held
+        if last in found:  # the others of its entries are behind
+            self._begun[last] = len(found.pop(last))
+        self._lists.update(found)
+        if limit < size and last and held <= most:
+            steps = max(size // MANY, 1)
+            further = [key for (key,) in self.ask(DISTINCT, [last + b"\0", end, steps])]
+            keys, number = keys + further, number + len(further)
+            last = further[-1] if len(further) == steps else b""
+        return KeysRead(keys, number, last or b"")
 
     def lists(
         self, keys: Sequence[bytes], most: int, *, exact: bool
     ) -> Iterator[tuple[bytes, int, Iterable[bytes]]]:
         """Key, number of entries, and entries of each list that exists."""
+        known = list(takewhile(self._lists.__contains__, keys))
+        for key in known:
+            entries = self._lists[key]
+            yield key, len(entries), map(itemgetter(1), entries)
+        if len(known) < len(keys):
+            yield from self._read_lists(keys[len(known) :], most, exact=exact)
+
+    def _read_lists(
+        self, keys: Sequence[bytes], most: int, *, exact: bool
+    ) -> Iterator[tuple[bytes, int, Iterable[bytes]]]:
+        longer = self._begun.get(keys[0], 0) > most
+        if not exact and (longer or len(keys) == 1):
+            joined = b""
+            if not longer:
+                ((joined, longer),) = self.ask(SHORT_LIST, [keys[0], most])
+            values = joined.split(BETWEEN) if joined else []
+            if longer or values:
+                yield keys[0], most + 1 if longer else len(values), values
+            return
         ((joined, entries),) = self.ask(LISTS, [list(keys), most + 1])
         pairs = joined.split(BETWEEN) if entries else []
-        known = {key: list(values) for key, values in _grouped(pairs[0::2], pairs[1::2])}
+        known = {key: list(values) for key, values in _grouped(pairs)}
         unread = keys.index(pairs[-2]) if entries > most else len(keys)
         if entries > most and unread == 0 and not exact:
             yield keys[0], entries, ()
@@ -197,6 +230,15 @@ class ReadingTables(TableTransaction):
         for key in keys[unread:]:
             if cursor.set_key(key):
                 yield key, cursor.count(), cursor.iternext_dup()
+
+    def numbers(self, low: bytes, end: bytes, size: int) -> Iterator[tuple[bytes, int]]:
+        """Key and number of entries of each list between two keys."""
+        more = True
+        while more:
+            found = self.ask(NUMBERS, [low, end, size])
+            yield from ((key, number) for key, number in found)
+            more = len(found) == size
+            low = found[-1][0] + b"\0" if more else low
 
     def expect_list(self, key: bytes, most: int) -> None:
         """Read a list and the rows of its studies, if it has not more than `most` entries."""
@@ -439,7 +481,7 @@ class WritingTables(TableTransaction):
         self._wrote = True
 
 
-def _grouped(keys: Sequence[bytes], values: Sequence[bytes]) -> Iterator[tuple[bytes, Iterator[bytes]]]:
-    """The values of each key; values of a key are side by side."""
-    for key, group in groupby(zip(keys, values, strict=True), itemgetter(0)):
+def _grouped(pairs: Sequence[bytes]) -> Iterator[tuple[bytes, Iterator[bytes]]]:
+    """The values of each key, from keys with their values; values of a key are side by side."""
+    for key, group in groupby(zip(pairs[0::2], pairs[1::2], strict=True), itemgetter(0)):
         yield key, map(itemgetter(1), group)
