@@ -7,6 +7,7 @@ import warnings
 import pytest
 import store_kinds
 from ceph import Ceph
+from counting import Counting
 from database_server import DatabaseServer
 from live_server import start_server
 from seaweed import Seaweed
@@ -29,6 +30,15 @@ def pytest_configure(config):
         config.addinivalue_line("filterwarnings", "ignore:.*was deleted while still open:ResourceWarning")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session):
+    """After that of pytest-cov. With several processes the first one runs no tests."""
+    coverage = session.config.pluginmanager.getplugin("_cov")
+    controller = coverage and coverage.cov_controller
+    if controller and type(controller).__name__ != "DistMaster":
+        session.config.pluginmanager.register(Counting(controller))
+
+
 def pytest_ignore_collect(collection_path, config):
     """On a cluster run the modules of store_kinds.ON_BOTH alone."""
     chosen = config.getoption("store") == "cluster" and collection_path.suffix == ".py"
@@ -36,8 +46,7 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Coverage does not count random tests of these rooms, nor others with the mark `no_cover`, which pass
-    the same lines again and again: that takes 2.5 times as long. Each line should have its own test."""
+    """Coverage counts no random tests of these rooms (counting.py). Each line should have its own test."""
     for item in items:
         random = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
         if random and item.path.parent.name in ("clients", "dicom", "wire"):

@@ -46,6 +46,7 @@ def check(table, alphabet):
     return {symbol: length for symbol, (_, length) in codes.items()}
 
 
+@pytest.mark.no_cover
 @settings(max_examples=120, derandomize=True, deadline=None, database=None)
 @pytest.mark.parametrize("kind", ALPHABETS)
 @given(data=st.data())

@@ -64,6 +64,7 @@ def contents(draw, info):
     return values.astype(info.sample_type).tobytes()
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("uid", LOSSLESS_SYNTAXES)
 @BOUNDED
 @given(made=frames())

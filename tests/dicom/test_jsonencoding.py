@@ -64,6 +64,7 @@ def inlined(dataset, instance, content):
     return dataset
 
 
+@pytest.mark.no_cover
 def test_every_file_of_pydicom_by_way_of_json():
     """pydicom's Dataset.from_json of the same JSON equals what it reads of our bytes."""
     count = 0

@@ -197,6 +197,7 @@ def test_what_does_not_fit_is_read(other, syntax):
     compared([*series, odd[0], *series, *odd, *odd, *series])
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("syntax", "pixels"), KINDS)
 def test_files_that_are_cut(syntax, pixels):
     series = [slice_of(number, syntax, pixels(number)) for number in range(8, 13)]
@@ -356,6 +357,7 @@ def test_values_that_cost_a_warning_cost_it_each_time():
     assert len(outcome(bad, compared([bad] * 4))[0].warnings) == 3
 
 
+@pytest.mark.no_cover
 def test_every_pydicom_file_behind_every_other():
     contents = [path.read_bytes() for path in readable_paths()]
     short = [content for content in contents if len(content) < 300_000]
@@ -381,6 +383,7 @@ def test_file_metas():
         compared([first] * 2 + files)
 
 
+@pytest.mark.no_cover
 def test_headers_longer_than_what_is_learned():
     many = b"".join(element(0x00210000 + n, "LO", b"v" * 60) for n in range(0x1000, 0x1800))
     long = b"".join(element(tag, "LT", b"x" * 30_000) for tag in (0x00204000, 0x00324000, 0x00380500))
@@ -421,6 +424,7 @@ def test_random_changes_of_real_files(number, changes):
     compared([base, base, base, *(mutated(base, each) for each in changes), base])
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("syntax", "pixels"), KINDS[:4])
 def test_every_byte_changed_once(syntax, pixels):
     series = [slice_of(number, syntax, pixels(number)) for number in range(8, 13)]

@@ -83,6 +83,7 @@ def uids_of(holder: Holder, url: str | None) -> Iterator[str]:
         url = next_page(answer)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("sign", ["", "-"])
 @pytest.mark.parametrize("tag", TAGS)
 @pytest.mark.parametrize(
@@ -119,6 +120,7 @@ def test_a_page_reads_about_its_own_rows(archive: tuple[Holder, dict[str, Any]],
     assert len([hit for _, hit in zip(range(50), hits, strict=False)]) == 50
 
 
+@pytest.mark.no_cover
 def test_words_that_no_name_begins_with_cost_a_list_and_few_rows(tmp_path: Path) -> None:
     """Each word begins many names; none begins with all of them. Without the list each row would be read."""
     index = Index.open(tmp_path)

@@ -184,6 +184,7 @@ class Clinic:
         self.present.discard(study)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     "query", ["/studies?", "/series?", "/instances?PatientID=P", "/studies?PatientName=*"]
 )

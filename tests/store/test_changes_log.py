@@ -106,6 +106,7 @@ def test_check_knows_a_bounded_log_from_a_damaged_one(stored, tmp_path):
     assert "changes" in DATABASES
 
 
+@pytest.mark.no_cover
 def test_a_server_bounds_its_log_and_reindex_begins_a_new_one(server_factory):
     server = server_factory("--keep-changes", "500", workers=1)
     client = Client(server.origin)

@@ -197,6 +197,7 @@ def row_of(database, key):
 SINGLE = [name for name in DATABASES if not DATABASES[name]]
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("database", SINGLE)
 def test_a_flipped_byte_in_each_value(folder, database):
     """Any bit of any row: what is compared is derived from the records, or has a checksum of its own."""

@@ -412,6 +412,7 @@ def many(memory):
         yield store
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("most", "free", "walks"),
     [

@@ -172,6 +172,7 @@ def agrees(index: Index, model: Model) -> None:
     assert sorted(keys) == sorted(model.instances)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("seed", range(12))
 def test_random_operations_agree_with_the_model(index: Index, seed: int) -> None:
     numbers, model = random.Random(seed), Model()
@@ -231,6 +232,7 @@ def told(index: Index, query: Query) -> tuple[object, ...]:
     return (hits, index.total(query, 128)) if query.order is NEWEST else (hits,)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("text", RULES)
 @pytest.mark.parametrize("most", [100, 2, 0])
 def test_a_view_agrees_with_an_index_of_its_instances(

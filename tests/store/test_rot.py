@@ -144,6 +144,7 @@ def test_the_world_has_every_kind_in_every_place(world):
     assert {RecordKind.SEAL, RecordKind.TOMBSTONE} <= set(lasts)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("witnesses", WITNESSES)
 def test_one_flipped_bit_in_each_kind_of_record(world, memory, witnesses):
     origin, expected = world
@@ -159,6 +160,7 @@ def test_one_flipped_bit_in_each_kind_of_record(world, memory, witnesses):
     assert checked > 20
 
 
+@pytest.mark.no_cover
 def test_a_store_that_is_started_cuts_nothing_and_check_is_as_strict_as_reindex(world, memory):
     origin, expected = world
     choice = random.Random(12)

@@ -26,6 +26,7 @@ async def ask(port, line, *headers):
     return answer
 
 
+@pytest.mark.no_cover
 def test_it_is_openapi():
     OpenAPIV31SpecValidator(describe.document(BASE)).validate()
 
@@ -57,6 +58,7 @@ def test_searches_name_what_they_must_match():
     assert "Modality" not in {parameter.name for parameter in matching_keys(level["/studies"])}
 
 
+@pytest.mark.no_cover
 async def test_over_http(port):
     for version in (1, 2):
         status, headers, payload = await ask(port, f"GET /v{version}/openapi.json")
