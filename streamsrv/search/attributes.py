@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import orjson
 
@@ -95,9 +95,14 @@ def joined(given: Iterable[bytes], elsewhere: Iterable[Part]) -> JsonDataset:
 
 
 @functools.lru_cache(maxsize=CACHED_TEXTS)
-def joined_text(given: tuple[bytes, ...], elsewhere: tuple[Part, ...]) -> bytes:
-    """Cached: clients poll the first page, and few of its studies change between two requests."""
-    return orjson.dumps(joined(given, elsewhere), option=orjson.OPT_SORT_KEYS)
+def joined_text(
+    base_url: bytes, key: InstanceKey, given: tuple[bytes, ...], elsewhere: tuple[Part, ...]
+) -> bytes:
+    """From the texts of rows, whose slots are filled here. Cached: clients poll the first page, and few of
+    its studies change between two requests."""
+    filled = [fill(text, base_url, key) for text in given]
+    parts = [(paths, (fill(answer, base_url, key), more)) for paths, (answer, more) in elsewhere]
+    return orjson.dumps(joined(filled, parts), option=orjson.OPT_SORT_KEYS)
 
 
 @functools.cache
@@ -190,22 +195,24 @@ class Attributes:
         if self.deep:
             return b"".join(self._deep_pieces(hit))
         if self._level is not Level.INSTANCE:
-            return joined_text(*self._rows(hit))
+            return joined_text(self._base_url, _key(hit), *self._rows(hit, _row_texts))
         return _sorted_text(self._joined(hit))
 
     def _joined(self, hit: Hit) -> JsonDataset:
-        found = joined(*self._rows(hit))
+        found = joined(*self._rows(hit, self._texts))
         if self._with_syntax:
             found[TRANSFER_SYNTAX_UID] = found[AVAILABLE_TRANSFER_SYNTAX_UID]
         return found
 
-    def _rows(self, hit: Hit) -> tuple[tuple[bytes, ...], tuple[Part, ...]]:
-        texts = [self._texts(hit, level) for level in self._levels]
-        given = tuple(answer for answer, _ in texts)
+    def _rows(
+        self, hit: Hit, texts_at: Callable[[Hit, Level], Texts]
+    ) -> tuple[tuple[bytes, ...], tuple[Part, ...]]:
+        texts = [texts_at(hit, level) for level in self._levels]
+        given = tuple([answer for answer, _ in texts])
         if self._everything:
-            given += tuple(more for _, more in texts)
+            given += tuple([more for _, more in texts])
         elsewhere = self._elsewhere.items()
-        return given, tuple((paths, self._texts(hit, level)) for level, paths in elsewhere)
+        return given, tuple([(paths, texts_at(hit, level)) for level, paths in elsewhere])
 
     def _deep_pieces(self, hit: Hit) -> Iterator[bytes]:
         found = self._joined(hit)
@@ -229,8 +236,8 @@ class Attributes:
         # Consecutive matches share the study and the series.
         key = (hit.study, hit.series if level is Level.SERIES else None)
         if level not in self._last or self._last[level][0] != key:
-            row = hit.study_row if level is Level.STUDY else hit.series_row
-            self._last[level] = (key, (self._filled(row.answer, hit), row.more) if row else (b"", b""))
+            answer, more = _row_texts(hit, level)
+            self._last[level] = key, (self._filled(answer, hit), more)
         return self._last[level][1]
 
     def _metadata(self, rows: Sequence[InstanceRow], named: InstanceKey) -> Iterator[bytes]:
@@ -286,6 +293,12 @@ def _levels(query: Query) -> tuple[Level, ...]:
     """The levels down to that of the query which the path does not name."""
     named = 2 if query.series is not None else 1 if query.study is not None else 0
     return LEVELS[named : query.level + 1]
+
+
+def _row_texts(hit: Hit, level: Level) -> Texts:
+    """Those of a study or series, with slots."""
+    row = hit.study_row if level is Level.STUDY else hit.series_row
+    return (row.answer, row.more) if row else (b"", b"")
 
 
 def _key(hit: Hit) -> InstanceKey:

@@ -83,6 +83,8 @@ class OrderedStudies:
         if after is None or after.value is not None:
             low = start + (forms.low or b"\0")  # behind the empty form
             yield from self._valued(low, start + forms.high + END, place)
+            if self._budget.spent:
+                return
             place = None
         if forms.rest and (self._dates or self.few is not None):
             value_of = value_reader(self._order)

@@ -208,20 +208,23 @@ _BETWEEN = f"'\\x{BETWEEN.hex()}'::bytea"
 _COMPARED = {False: "key", True: "lower(encode(key, 'escape') COLLATE \"C\")"}
 _RANGE = "FROM attributes WHERE key >= $1 AND key <= $2 ORDER BY key"
 # $3 entries are read, or $7 if the first keys have many each: where one key has all of MANY entries, it takes
-# less to step from key to key.
+# less to step from key to key. If the first key has $7, none is read.
 MANY = 16
 _BATCH = (
-    f"SELECT CASE WHEN (SELECT key {_RANGE} LIMIT 1) = (SELECT key {_RANGE} OFFSET {MANY - 1} LIMIT 1) "
-    "THEN least($3, $7) ELSE $3 END AS size"
+    f"SELECT first, CASE WHEN first = (SELECT key {_RANGE} OFFSET {MANY - 1} LIMIT 1) THEN "
+    f"CASE WHEN first = (SELECT key {_RANGE} OFFSET $7 - 1 LIMIT 1) THEN 0 ELSE least($3, $7) END "
+    f"ELSE $3 END AS size FROM (SELECT (SELECT key {_RANGE} LIMIT 1) AS first) f"
 )
 # Of these the first $7 whose keys hold $4 and $5, caseless or not, joined, and the number of all such ones;
-# the number of entries that were read, and that of those to read; the last key if all were there.
+# the number of entries that were read, and that of those to read; the last key if all were there, or the
+# first one if none was to be read.
 FOUND = {
     caseless: (
         f"WITH batch AS MATERIALIZED ({_BATCH}) SELECT "
         f"(SELECT string_agg(each, {_BETWEEN}) FROM unnest(f.held[1:$7]) each), "
         "coalesce(array_length(f.held, 1), 0), f.number, b.size, "
-        f"CASE WHEN f.number = b.size THEN (SELECT key {_RANGE} OFFSET b.size - 1 LIMIT 1) END FROM batch b, "
+        "CASE WHEN b.size = 0 THEN b.first WHEN f.number = b.size THEN "
+        f"(SELECT key {_RANGE} OFFSET b.size - 1 LIMIT 1) END FROM batch b, "
         f"(SELECT array_agg(key || {_BETWEEN} || value) FILTER (WHERE position($4 IN {compared}) > 0 AND "
         f"position($5 IN {compared}) > 0 OR length(key) >= $6) AS held, count(*) AS number FROM "
         f"(SELECT key, value {_RANGE}, value LIMIT (SELECT size FROM batch)) e) f"

@@ -181,6 +181,10 @@ class ReadingTables(TableTransaction):
         pairs = joined.split(BETWEEN) if held else []
         found = {key: [(key, each) for each in entries] for key, entries in _grouped(pairs)}
         keys = list(found)
+        if not limit:
+            keys, number, self._begun[last] = [last], 1, most + 1
+            if needle.text in (last.lower() if needle.caseless else last):
+                return KeysRead(keys, number, last)
         if held > most:  # those behind are left out
             last, number = keys[-1], number * (most + 1) // held
         if last in found:  # the others of its entries are behind
