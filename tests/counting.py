@@ -14,8 +14,8 @@ import framecodecs
 import streamsrv
 
 SOURCES = (streamsrv, framecodecs)
-# Folders whose tests talk to whole servers. All tests of the other folders count.
-OUTSIDE = ("tests", "clients")
+# Folders whose tests talk to whole servers, and of which no test, or not each one, calls the sources.
+CLIENTS, WHOLE_SERVERS = "clients", "tests"
 
 
 def load_sources():
@@ -33,9 +33,10 @@ def is_of_sources(value):
 
 
 def counts(module, folder):
-    """Whether tests of a module may run lines of the sources in their own process."""
-    names = vars(module)
-    return folder not in OUTSIDE or "verb" in names or any(map(is_of_sources, names.values()))
+    """Whether the tests of a module call the sources in their own process."""
+    if folder == WHOLE_SERVERS:
+        return any(map(is_of_sources, vars(module).values()))
+    return folder != CLIENTS
 
 
 class Counting:

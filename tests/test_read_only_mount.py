@@ -10,13 +10,12 @@ from live_server import environment, executable, start_server
 from small_client import Client, file_of, key_of
 
 
-@pytest.fixture
-def mounted(tmp_path):
+@pytest.fixture(scope="module")
+def mounted(tmp_path_factory):
     """The folder of a store in a small file system that is read-only, and an instance in it."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("only root may mount a small file system")
-    place = tmp_path / "disk"
-    place.mkdir()
+    place = tmp_path_factory.mktemp("disk")
     mounting = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)]
     if subprocess.run(mounting, capture_output=True, check=False).returncode:
         pytest.skip("mounting is not permitted here")
