@@ -40,8 +40,9 @@ run: $(VENV)/installed
 	exec $(BIN)/streamsrv serve --host $(HOST) --port $(PORT) --data $(DATA) --workers $(WORKERS)
 
 # All tests, 6 minutes on two cores. Some tests wait, so there are more processes than cores; no more than
-# four, because tests start servers too.
-PYTEST := $(BIN)/python -m pytest -n $(shell n=$$(nproc); echo $$((n < 2 ? 3 : 4))) --dist worksteal
+# four, because tests start servers too. A module stays in one process, in its order: its tests share a server.
+# The short modules of the last folders come last, so no process ends long before the others.
+PYTEST := $(BIN)/python -m pytest -n $(shell n=$$(nproc); echo $$((n < 2 ? 3 : 4))) --dist loadfile --no-loadscope-reorder
 # COVERAGE=1 make test: with branch coverage of the tests that tests/counting.py chooses.
 test: $(VENV)/ready
 	$(PYTEST) --ignore=tests/deployment --ignore=tests/soak $(if $(COVERAGE),--cov --cov-report=term-missing:skip-covered)

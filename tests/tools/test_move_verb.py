@@ -3,7 +3,7 @@
 import json
 import signal
 import subprocess
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import pytest
 from kill_world import verb, waited
@@ -50,7 +50,9 @@ def test_following_ends_with_a_signal(server, tmp_path):
     with (
         closing(Client(server.origin)) as client,
         subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process,
+        ExitStack() as failed,
     ):
+        failed.callback(process.kill)
         waited(lambda: instances_in(target) == 6, "the instances")
         assert client.store([file_of(key_of(7, 1, 1), 1, 500)]).status == 200
         waited(lambda: instances_in(target) == 7, "the next one")
