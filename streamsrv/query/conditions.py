@@ -183,6 +183,15 @@ class Query:
     def page(self, wanted: int, order: StudyOrder, after: Position | None) -> Query:
         return replace(self, wanted=wanted, order=order, after=after)
 
+    @property
+    def counted_by(self) -> Condition | None:
+        """The only condition, if all entries of its list that its probe finds are matches, and no others."""
+        if len(self.conditions) != 1 or self.uids or self.study is not None:
+            return None
+        condition = self.conditions[0]
+        known = condition.certain and condition.row is not None and condition.row.level is self.level
+        return condition if known else None
+
 
 def path_of(name: str) -> Path | None:
     """Returns the path that a parameter names, or None if it names no attribute."""

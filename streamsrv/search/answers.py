@@ -337,7 +337,8 @@ def _walk(
     index: Index, query: Query, order: SortOrder, parameters: Parameters, budget: Budget
 ) -> _ResultPage:
     first, limit, kept = parameters.offset, parameters.limit, parameters.kept
-    matches = index.search(query, budget)
+    search = index.searching(query, budget)
+    matches = search.hits()
     taken = itertools.islice(matches, first, first + limit)
     held = list(itertools.islice(taken, kept))
     end, count = held[-1] if held else None, len(held)
@@ -347,7 +348,9 @@ def _walk(
         chosen.add(_identity(end))
     more = count == limit > 0 and next(matches, None) is not None
     from_start = query.after is None
-    total = index.total(query, LISTED if more else 0)
+    total = search.total if more else None
+    if total is None:
+        total = index.total(query, LISTED if more else 0)
     if total is None and not more and from_start and limit and (count or not first):
         total = first + count
     remaining = total - first - count if total is not None and from_start else None

@@ -131,10 +131,11 @@ class OrderedMap(Protocol):
         more than `most` entries."""
 
     def lists(
-        self, transaction: Transaction, keys: Sequence[bytes], most: int, *, exact: bool
+        self, transaction: Transaction, keys: Sequence[bytes], most: int, *, exact: bool, counting: bool
     ) -> Iterator[tuple[bytes, int, Iterable[bytes]]]:
         """Of each of these lists that exists its key, the number of its entries, and the entries. Usually not
-        more than `most` are wanted: without `exact` a number above it may be too low, and have no entries."""
+        more than `most` are wanted: without `exact` a longer list may have no entries, and its number may be
+        too low. With `counting` that of a single list is right."""
 
     def numbers(
         self, transaction: Transaction, low: bytes, end: bytes, size: int

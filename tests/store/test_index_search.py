@@ -17,7 +17,7 @@ from index_examples import element, name, new_instance
 from index_model import Model
 
 from streamsrv.errors import BadRequest, ContentTooLarge, StoreCorrupt
-from streamsrv.query.attributes import Level
+from streamsrv.query.attributes import NEWEST, Level
 from streamsrv.query.budget import Budget
 from streamsrv.query.conditions import MomentCondition, Query, path_of, query_of
 from streamsrv.store.index import lists as index_lists
@@ -200,6 +200,13 @@ def test_pages_and_small_lists_change_nothing(index: Index, monkeypatch: pytest.
     monkeypatch.setattr(index_lists, "FIRST_KEYS", 1)
     monkeypatch.setattr(Environment, "keys_at_once", 2)
     assert [keys_found(index, query) for query in queries] == before
+    known = []
+    for query, found in zip(queries, before, strict=True):
+        search = index.searching(query.page(1, NEWEST, None), Budget())
+        assert next(search.hits(), None) is not None or not found
+        known += [(search.total, len(found))] if search.total is not None else []
+    assert known
+    assert all(total == found for total, found in known)
 
 
 def test_dates_and_times_make_one_condition(index: Index) -> None:

@@ -19,6 +19,7 @@ from index_examples import element, name, new_instance
 from streamsrv.dicom.instance import BulkValue, FrameKind
 from streamsrv.errors import IndexUnreachable, StoreError, WrongStore
 from streamsrv.query.attributes import NEWEST, Level, Position
+from streamsrv.query.budget import Budget
 from streamsrv.query.conditions import query_of
 from streamsrv.query.matching import MatchingOptions
 from streamsrv.query.rules import rule_of
@@ -221,6 +222,9 @@ def test_a_search_takes_few_round_trips(index, monkeypatch):
 
         assert round_trips(monkeypatch, search) <= most, wanted
     query = query_of(Level.SERIES, None, None, [("Modality", "CT")])
+    found = index.searching(query.page(50, NEWEST, None), Budget())
+    assert len(list(islice(found.hits(), 49))) == 49
+    assert found.total == 600  # which costs no further question
     assert round_trips(monkeypatch, lambda: index.total(query, 100)) == 1
     assert index.total(query, 100) == 600
 

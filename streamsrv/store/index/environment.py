@@ -321,7 +321,7 @@ class Environment(LocalMap):
         return KeysRead(found[:inside], inside, found[-1] if inside == size else b"")
 
     def lists(
-        self, transaction: Transaction, keys: Sequence[bytes], most: int, *, exact: bool
+        self, transaction: Transaction, keys: Sequence[bytes], most: int, *, exact: bool, counting: bool
     ) -> Iterator[tuple[bytes, int, Iterable[bytes]]]:
         """The entries of lists."""
         cursor = transaction.cursor(db=self.handles["attributes"])

@@ -189,7 +189,11 @@ class Index(Reading):
 
     def search(self, query: Query, budget: Budget | None = None) -> Iterator[Hit]:
         """Matches, newest study first. Raises ContentTooLarge when the budget is spent."""
-        return Search(self._environment, query, budget or Budget(), self.parsing).hits()
+        return self.searching(query, budget or Budget()).hits()
+
+    def searching(self, query: Query, budget: Budget) -> Search:
+        """A search that has not begun."""
+        return Search(self._environment, query, budget, self.parsing)
 
     def listed(self, attribute: QueryAttribute, form: str, most: int) -> list[tuple[str, LevelRow]] | None:
         """The studies under one normal form of a study attribute, by UID; None if there are more than `most`.
@@ -426,8 +430,8 @@ class RestrictedIndex(Index):
             if value and view.lists(transaction, study.encode(), term):
                 yield study, value
 
-    def search(self, query: Query, budget: Budget | None = None) -> Iterator[Hit]:
-        return Search(self._environment, query, budget or Budget(), self.parsing, self._visibility).hits()
+    def searching(self, query: Query, budget: Budget) -> Search:
+        return Search(self._environment, query, budget, self.parsing, self._visibility)
 
     @property
     def counts(self) -> bool:

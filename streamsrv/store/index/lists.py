@@ -83,6 +83,7 @@ class Lists:
         self._budget = budget
         self._view = view
         self._few = few
+        self.counted = 0  # entries of the list that `collect` has found too long, if it is sure of them
 
     def studies_of(self, kind: bytes, uids: frozenset[str]) -> set[str]:
         found: set[str] = set()
@@ -113,12 +114,10 @@ class Lists:
     def count(self, query: Query, most: int) -> int | None:
         """The number of matches, if the list of the only condition tells it: by one value, or by up to `most`
         study dates."""
-        condition = query.conditions[0]
+        condition = query.counted_by
+        if condition is None or condition.row is None:
+            return None
         row = condition.row
-        if len(query.conditions) > 1 or not condition.certain or query.uids or query.study is not None:
-            return None
-        if row is None or row.level is not query.level:
-            return None
         (probe,), start = condition.probes(), term_prefix(row)
         # A study may have several values in the list of any other attribute.
         most = most if row.tag == ORDERING else 1
@@ -165,22 +164,24 @@ class Lists:
             found = [study for study, entry in pairs if study in seen and view.lists(transaction, entry, key)]
         return found
 
-    def collect(self, condition: Condition, most: int) -> set[str] | None:
+    def collect(self, condition: Condition, most: int, *, counting: bool = False) -> set[str] | None:
         """The studies that the probes of a condition find in the list of its attribute; None if there are
-        more entries than `most`."""
+        more entries than `most`. With `counting` they are `counted` then, if it is one list."""
         assert condition.row is not None
         start, found = term_prefix(condition.row), set[str]()
         starts = (start,) if self._view is None else (start, apart(start))
         for probe, begin in itertools.product(condition.probes(), starts):
-            if not self._probe(probe, begin, condition.row.level, found, most):
+            if not self._probe(probe, begin, condition.row.level, found, most, counting=counting):
                 return None
         return found
 
-    def _probe(self, probe: Probe, start: bytes, level: Level, found: set[str], most: int) -> bool:
+    def _probe(
+        self, probe: Probe, start: bytes, level: Level, found: set[str], most: int, *, counting: bool
+    ) -> bool:
         """Collect the studies under the keys that the probe accepts; False if they are too many."""
         if probe.exact:
             with self._environment.reading("reading a list of studies") as transaction:
-                return self._take(transaction, [start + probe.low], level, found, most)
+                return self._take(transaction, [start + probe.low], level, found, most, counting=counting)
         at, end = start + probe.low, start + probe.high + END
         usual = self._environment.keys_at_once
         size = usual if probe.scans or self._environment.remote else FIRST_KEYS
@@ -201,11 +202,19 @@ class Lists:
         return True
 
     def _take(
-        self, transaction: Transaction, keys: list[bytes], level: Level, found: set[str], most: int
+        self,
+        transaction: Transaction,
+        keys: list[bytes],
+        level: Level,
+        found: set[str],
+        most: int,
+        *,
+        counting: bool = False,
     ) -> bool:
         """Collect the studies under these keys; False if they are too many."""
         exact = self._few is not None
-        for key, count, entries in self._environment.lists(transaction, keys, most, exact=exact):
+        lists = partial(self._environment.lists, exact=exact, counting=counting)
+        for key, count, entries in lists(transaction, keys, most):
             if self._few is not None:
                 if len(found) + self._few.least(key, count) > most:
                     return False
@@ -216,6 +225,7 @@ class Lists:
                 if count > most:
                     self._few.note(key, len(set(visible)))
             if len(found) + count > most:
+                self.counted = count if counting else 0
                 return False
             if not self._budget.spend(rows=count // 8):
                 return False

@@ -85,6 +85,7 @@ class Search:
         ahead = AHEAD if environment.remote and not certain else 0
         self._ordered = OrderedStudies(environment, budget, query.order, query.wanted + ahead, view)
         self._value = value_reader(query.order)
+        self.total: int | None = None  # matches, if the search came to know their number
         self._conditions: dict[Level, list[Condition]] = {level: [] for level in LEVELS}
         on_metadata: list[Condition] = []
         for condition in query.conditions:
@@ -242,7 +243,10 @@ class Search:
         for condition in sorted(conditions, key=_scans):
             if found is not None and len(found) <= max(FEW, scan if _scans(condition) else 0):
                 break
-            listed = self._lists.collect(condition, most)
+            counting = self._view is None and self._query.counted_by is condition
+            listed = self._lists.collect(condition, most, counting=counting)
+            if counting and listed is None:
+                self.total = self._lists.counted or None
             if listed is not None:
                 found = listed if found is None else found & listed
         return found

@@ -76,9 +76,9 @@ class Database:
         return transaction.keys(at, end, size, needle, most)
 
     def lists(
-        self, transaction: ReadingTables, keys: Sequence[bytes], most: int, *, exact: bool
+        self, transaction: ReadingTables, keys: Sequence[bytes], most: int, *, exact: bool, counting: bool
     ) -> Iterator[tuple[bytes, int, Iterable[bytes]]]:
-        return transaction.lists(keys, most, exact=exact)
+        return transaction.lists(keys, most, exact=exact, counting=counting)
 
     def numbers(
         self, transaction: ReadingTables, low: bytes, end: bytes, size: int

@@ -247,14 +247,18 @@ DISTINCT = (
     "SELECT (SELECT a.key FROM attributes a WHERE a.key > step.key ORDER BY a.key LIMIT 1) FROM step "
     "WHERE step.key <= $2) SELECT key FROM step WHERE key <= $2 LIMIT $3"
 )
-# One list, joined, if it has at most $2 entries, and whether it has more.
-SHORT_LIST = (
-    "WITH longer AS MATERIALIZED (SELECT count(*) AS further FROM "
-    "(SELECT value FROM attributes WHERE key = $1 ORDER BY value OFFSET $2 LIMIT 1) e) "
-    f"SELECT (SELECT string_agg(value, {_BETWEEN}) FROM "
-    "(SELECT value FROM attributes WHERE key = $1 ORDER BY value LIMIT $2 * (1 - further)) e), "
-    "further FROM longer"
-)
+# One list, joined, if it has at most $2 entries, and their number: right, or up to the next one.
+SHORT_LIST = {
+    counting: (
+        f"WITH whole AS MATERIALIZED (SELECT count(*) AS number FROM {counted}) "
+        f"SELECT CASE WHEN number <= $2 THEN (SELECT string_agg(value, {_BETWEEN}) FROM "
+        "(SELECT value FROM attributes WHERE key = $1 ORDER BY value) e) END, number FROM whole"
+    )
+    for counting, counted in {
+        True: "attributes WHERE key = $1",
+        False: "(SELECT FROM attributes WHERE key = $1 ORDER BY value LIMIT $2 + 1) e",
+    }.items()
+}
 NUMBERS = f"SELECT key, (SELECT count(*) FROM attributes a WHERE a.key = d.key) FROM ({DISTINCT}) d"
 # The keys and entries of several lists, joined, and their number; and one list with the rows of its studies.
 LISTS = (

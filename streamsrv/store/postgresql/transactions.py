@@ -198,28 +198,26 @@ class ReadingTables(TableTransaction):
         return KeysRead(keys, number, last or b"")
 
     def lists(
-        self, keys: Sequence[bytes], most: int, *, exact: bool
+        self, keys: Sequence[bytes], most: int, *, exact: bool, counting: bool
     ) -> Iterator[tuple[bytes, int, Iterable[bytes]]]:
         """Key, number of entries, and entries of each list that exists."""
         known = list(takewhile(self._lists.__contains__, keys))
         for key in known:
             entries = self._lists[key]
             yield key, len(entries), map(itemgetter(1), entries)
-        if len(known) < len(keys):
-            yield from self._read_lists(keys[len(known) :], most, exact=exact)
+        further = keys[len(known) :]
+        if further and not exact and (begun := self._begun.get(further[0], 0)) > most:
+            yield further[0], begun, ()
+        elif len(further) == 1 and not exact:
+            ((joined, number),) = self.ask(SHORT_LIST[counting], [further[0], most])
+            if number:
+                yield further[0], number, joined.split(BETWEEN) if joined else ()
+        elif further:
+            yield from self._read_lists(further, most, exact=exact)
 
     def _read_lists(
         self, keys: Sequence[bytes], most: int, *, exact: bool
     ) -> Iterator[tuple[bytes, int, Iterable[bytes]]]:
-        longer = self._begun.get(keys[0], 0) > most
-        if not exact and (longer or len(keys) == 1):
-            joined = b""
-            if not longer:
-                ((joined, longer),) = self.ask(SHORT_LIST, [keys[0], most])
-            values = joined.split(BETWEEN) if joined else []
-            if longer or values:
-                yield keys[0], most + 1 if longer else len(values), values
-            return
         ((joined, entries),) = self.ask(LISTS, [list(keys), most + 1])
         pairs = joined.split(BETWEEN) if entries else []
         known = {key: list(values) for key, values in _grouped(pairs)}

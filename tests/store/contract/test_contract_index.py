@@ -106,6 +106,9 @@ def test_values_of_a_row_that_has_gone(index, view):
 def test_a_search_is_ordered_and_charged(index):
     assert [hit.study for hit in index.search(query(Level.STUDY))] == ["1.1", "1.2"]
     assert [hit.series for hit in index.search(query(Level.SERIES, "1.2"))] == ["1.2.1", "1.2.2"]
+    searching = index.searching(query(Level.SERIES, "1.2"), Budget())
+    assert [hit.series for hit in searching.hits()] == ["1.2.1", "1.2.2"]
+    assert searching.total in (None, 2)
     assert [hit.instance for hit in index.search(query(Level.INSTANCE, PatientID="P1.1"))] == [
         key.instance for key in KEYS[:4]
     ]
