@@ -51,6 +51,7 @@ def test_an_odd_frame_and_one_padding_byte(drawn):
         assert value[-1] == 0
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("sample", samples.SAMPLES, ids=lambda sample: sample.title)
 def test_two_colours_and_the_shape_of_the_name(sample):
     picture = np.frombuffer(samples.pixels(sample), np.uint8).reshape(979, 985, 3)

@@ -143,14 +143,14 @@ def test_the_server_finds_damage_by_itself_and_goes_on_after_a_kill(server_facto
 
 
 def test_no_scrub_where_it_is_switched_off(server_factory, client_of):
-    server = server_factory("--scrub-days", "0")
+    server = server_factory("--scrub-days", "0", workers=1)
     fill(server, client_of(server))
     time.sleep(0.5)
     assert scrubbers(server) == []
 
 
 def test_a_server_that_is_killed_takes_its_scrub_process_along(server_factory, client_of):
-    server = server_factory("--scrub-days", "0.0001", "--scrub-rate", "1")
+    server = server_factory("--scrub-days", "0.0001", "--scrub-rate", "1", workers=1)
     fill(server, client_of(server))
     waited(lambda: scrubbers(server))
     (pid,) = scrubbers(server)
