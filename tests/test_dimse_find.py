@@ -20,6 +20,8 @@ from pynetdicom.pdu_primitives import SOPClassExtendedNegotiation
 
 from streamsrv.audit.reading import entries_of
 
+pytestmark = pytest.mark.no_cover  # other tests pass the same lines
+
 PATIENT_ROOT, STUDY_ROOT, PATIENT_ONLY = (f"1.2.840.10008.5.1.4.1.2.{number}.1" for number in (1, 2, 3))
 SERIES_OF_MANY = 250
 NAMES = {

@@ -14,6 +14,8 @@ from perf.__main__ import GROUPS
 from streamsrv import cli
 from streamsrv.wire import resources
 
+pytestmark = pytest.mark.no_cover  # other tests pass the same lines
+
 BLOCKS = [block for path in PAGES for block in blocks_of(path)]
 COMMANDS = [command for block in BLOCKS for command in commands_of(block)]
 # Programs of others, whose arguments are not checked here.

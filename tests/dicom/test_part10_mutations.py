@@ -31,6 +31,8 @@ from streamsrv.dicom.instance import FRAGMENTED
 from streamsrv.dicom.part10 import ReadLimits
 from streamsrv.errors import InstanceRefused, NotDicom
 
+pytestmark = pytest.mark.no_cover  # other tests pass the same lines
+
 LIMITS = ReadLimits(max_inflated=10_000_000)
 
 
