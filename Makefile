@@ -84,7 +84,7 @@ test-cluster: $(VENV)/ready
 # others. The name gives each its own ports.
 VIEWERS := $(wildcard $(patsubst %,tests/deployment/test_*%*.py,viewer browser dashboard oidc))
 NODES := $(wildcard $(patsubst %,tests/deployment/test_*%*.py,node release restore syslog))
-SERVICES := $(wildcard $(patsubst %,tests/deployment/test_*%*.py,database object cluster gateways move prometheus))
+SERVICES := $(wildcard $(patsubst %,tests/deployment/test_*%*.py,database object cluster gateways move prometheus proxies))
 SHARED := $(VIEWERS) $(NODES) $(SERVICES)
 
 # A part of test-cluster.
