@@ -213,8 +213,8 @@ class Lists:
     ) -> bool:
         """Collect the studies under these keys; False if they are too many."""
         exact = self._few is not None
-        lists = partial(self._environment.lists, exact=exact, counting=counting)
-        for key, count, entries in lists(transaction, keys, most):
+        lists = self._environment.lists
+        for key, count, entries in lists(transaction, keys, most, exact=exact, counting=counting):
             if self._few is not None:
                 if len(found) + self._few.least(key, count) > most:
                     return False

@@ -81,8 +81,7 @@ class Search:
         self._budget = budget
         self._view = view
         self._lists = Lists(environment, budget, view)
-        certain = not query.conditions or (len(query.conditions) == 1 and query.conditions[0].certain)
-        ahead = AHEAD if environment.remote and not certain else 0
+        ahead = AHEAD if environment.remote and query.conditions and query.counted_by is None else 0
         self._ordered = OrderedStudies(environment, budget, query.order, query.wanted + ahead, view)
         self._value = value_reader(query.order)
         self.total: int | None = None  # matches, if the search came to know their number
