@@ -33,9 +33,11 @@ def is_of_sources(value):
 
 
 def counts(module, folder):
-    """Whether the tests of a module call the sources in their own process."""
+    """Whether the tests of a module call the sources in their own process. `verb` is a verb of the command
+    line."""
     if folder == WHOLE_SERVERS:
-        return any(map(is_of_sources, vars(module).values()))
+        names = vars(module)
+        return "verb" in names or any(map(is_of_sources, names.values()))
     return folder != CLIENTS
 
 

@@ -141,7 +141,6 @@ def seen(store, path, headers):
     return answer.status, answer.length, headers, payload(answer)
 
 
-@pytest.mark.no_cover
 def test_every_answer_is_that_of_the_local_store(local, remote, short_windows):
     """Through a cache that is smaller than the long study, twice."""
     store, compared = remote(limit=2 * MIB), 0
