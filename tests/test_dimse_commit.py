@@ -17,6 +17,7 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, evt
+from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.sop_class import StorageCommitmentPushModel
 from small_client import file_of
 
@@ -71,20 +72,24 @@ class Modality:
     """Asks for commitments, and keeps the reports."""
 
     def __init__(self, archive, title="CT1", syntax=ExplicitVRLittleEndian):
-        self.reports, self._arrived = [], threading.Event()
+        self.reports, self._answered = [], threading.Event()
         ae = AE(title)
         ae.add_requested_context(StorageCommitmentPushModel, syntax)
         self.association = ae.associate(
             *("127.0.0.1", archive.port),
             ae_title="STREAMSRV",
-            evt_handlers=[(evt.EVT_N_EVENT_REPORT, self.report)],
+            evt_handlers=[(evt.EVT_N_EVENT_REPORT, self.report), (evt.EVT_PDU_SENT, self._sent)],
         )
         assert self.association.is_established
 
     def report(self, event):
         self.reports.append((event.request.EventTypeID, event.event_information))
-        self._arrived.set()
         return 0, None
+
+    def _sent(self, event):
+        """The release must come behind the answer to the report."""
+        if self.reports and isinstance(event.pdu, P_DATA_TF):
+            self._answered.set()
 
     def ask(self, asked):
         """The status."""
@@ -92,7 +97,7 @@ class Modality:
         return status.Status
 
     def answer(self):
-        assert self._arrived.wait(20)
+        assert self._answered.wait(20)
         (one,) = self.reports
         return one
 
