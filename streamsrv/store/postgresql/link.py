@@ -8,8 +8,8 @@ call.
 Rules of this file
 - A call ends with one synchronization. Without BEGIN its statements are one transaction.
 - A connection whose call has raised is closed, never used again.
-- A warning is an error. The server warns if it commits without its standby, because an operator or
-  `statement_timeout` has cancelled the wait: a failover would lose the commit.
+- A warning is an error. The server warns if it commits without its standby, because an operator has
+  cancelled the wait: a failover would lose the commit. `statement_timeout` does not end this wait.
 """
 
 from __future__ import annotations
