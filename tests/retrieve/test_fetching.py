@@ -238,7 +238,7 @@ def test_most_windows_at_hand_need_no_thread(remote, bucket, short_windows, monk
     assert isinstance(answer.plan, Windows)
     assert payload(answer) == first
     assert len(bucket.reads) == reads
-    assert len(begun) < 5  # of 27: some have bytes between that nobody wanted
+    assert len(begun) < 5  # of 27: some windows lack the bytes between their pieces
     wait_until(lambda: not store.readers.folder.in_use)
 
 

@@ -217,7 +217,7 @@ def fill_page(texts: Iterable[bytes], instances: Iterable[str], base_url: bytes,
 
 def level_attributes(row: LevelRow) -> JsonDataset:
     """All attributes in the row of a study or series, also computed values. Slots are empty."""
-    return json_object(row.answer.translate(None, _CONTROLS)) | json_object(row.more)
+    return json_object(_whole_text(row))
 
 
 def reader_of(level: Level, tags: Iterable[str]) -> Callable[[LevelRow], JsonDataset]:
@@ -232,6 +232,7 @@ def texts_of(level: Level, tags: Iterable[str]) -> Callable[[LevelRow], bytes]:
 
 
 def _whole_text(row: LevelRow) -> bytes:
+    """Both texts as one JSON object. `more` may be empty, `answer` never is."""
     answer = row.answer.translate(None, _CONTROLS)
     return answer[:-1] + b"," + row.more[1:] if row.more else answer
 

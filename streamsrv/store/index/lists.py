@@ -125,7 +125,6 @@ class Lists:
         total = 0
         with self._environment.reading("counting entries") as transaction:
             cursor = transaction.cursor(db=self._handles["attributes"])
-
             numbers = partial(self._environment.numbers, transaction, size=most + 1)
             found = numbers(low, end)
             if self._view is not None:

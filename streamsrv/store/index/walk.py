@@ -308,13 +308,14 @@ class Search:
 
     def _series_rows(self, study: str) -> Iterator[tuple[str, LevelRow]]:
         begin, after = len(study) + 1, self._query.after
-        rows: Iterable[Pair] | None = self._series_read.get(study)
-        if rows is None or (after is not None and after.study == study):
+        rows: Iterable[Pair] = ()
+        read = self._series_read.get(study)
+        if read is None or (after is not None and after.study == study):
             only = _allowed(self._query.series, self._query.uids.get(Level.SERIES))
             start = prefix(study)
             rows = self._under("series", start, only, self._behind(Level.SERIES, start))
-        elif self._budget.spent or not self._budget.spend(rows=len(self._series_read[study])):
-            return
+        elif not self._budget.spent and self._budget.spend(rows=len(read)):
+            rows = read
         for key, value in rows:
             yield key[begin:].decode(), LevelRow.unpack(value)
 
